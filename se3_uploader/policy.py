@@ -2,8 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Optional
+from dataclasses import dataclass, replace
+from typing import Any, FrozenSet, Mapping, NamedTuple, Optional
+
+import orjson
+
+from .config import Retry
+
+DELIVERED = "delivered"
+RETRY = "retry"
+BLOCKED = "blocked"
+TOO_LARGE = "too_large"
+REJECTED = "rejected"
+
+OK = "ok"
+RETRYING = "retrying"
+PAUSED = "paused"
+
+REJECTED_IN_A_ROW = 5
+"""So many different events refused, none accepted between them: the platform is broken."""
+
+FAULTS = {
+    "connection": "no connection, or it broke before the answer was there",
+    "timeout": "no answer within the time limits of the endpoint",
+    "protocol": "the answer was no HTTP",
+    "tls": "the platform's certificate, or ours, was refused",
+    "credentials": "a token, password or certificate file cannot be read",
+    "plaintext": "pictures or a token would go unencrypted to a public address",
+}
+"""Kinds of failed POST. The first three are retried, the others pause the endpoint."""
+
+_RETRIED_FAULTS = ("connection", "timeout", "protocol")
+_RETRIED_STATUS = (408, 425, 429)
+_BLOCKED_STATUS = (401, 403, 404, 405, 407)
 
 
 @dataclass(frozen=True)
@@ -15,7 +46,7 @@ class Answer:
     fault: Optional[str] = None
     """One of FAULTS, None where an answer came."""
     detail: str = ""
-    """For people: what went wrong, without personal data, credentials or more than 200 characters."""
+    """For people: what went wrong, at most 200 characters, without personal data or credentials."""
     body: bytes = b""
     """The first 64 KiB of the answer's body, undecoded bytes."""
     retry_after: Optional[float] = None
@@ -24,12 +55,203 @@ class Answer:
     """How long the request took."""
 
 
-FAULTS = {
-    "connection": "no connection, or it broke before the answer was there",
-    "timeout": "no answer within the time limits of the endpoint",
-    "protocol": "the answer was no HTTP",
-    "tls": "the platform's certificate, or ours, was refused",
-    "credentials": "a token, password or certificate file cannot be read",
-    "plaintext": "pictures or a token would go unencrypted to a public address",
-}
-"""Kinds of failed POST. The first three are retried, the others pause the endpoint."""
+class Verdict(NamedTuple):
+    """What an answer means for the delivery, and why, in words without personal data."""
+
+    outcome: str
+    reason: str
+
+
+def judge(answer: Answer, accept: Mapping[str, Any]) -> Verdict:
+    """Say what an answer means: delivered, retry, blocked, too_large or rejected.
+
+    A 2xx is an acceptance (decision D6) unless accept names fields that the JSON answer lacks.
+    """
+    if answer.fault is not None:
+        outcome = RETRY if answer.fault in _RETRIED_FAULTS else BLOCKED
+        return Verdict(outcome, answer.detail or FAULTS.get(answer.fault, answer.fault))
+    status = answer.status or 0
+    reason = f"HTTP {status}"
+    if 200 <= status < 300:
+        if not accept or _holds(answer.body, accept):
+            return Verdict(DELIVERED, reason)
+        wanted = ", ".join(sorted(accept))
+        return Verdict(REJECTED, f"{reason}, but the answer lacks what 'accept' asks of: {wanted}")
+    if status in _RETRIED_STATUS or status >= 500 or status < 200:
+        return Verdict(RETRY, reason)
+    if status in _BLOCKED_STATUS or 300 <= status < 400:
+        return Verdict(BLOCKED, reason)
+    if status == 413:
+        return Verdict(TOO_LARGE, reason)
+    return Verdict(REJECTED, reason)
+
+
+def _holds(body: bytes, accept: Mapping[str, Any]) -> bool:
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(answer, dict) and all(
+        name in answer and answer[name] == wanted for name, wanted in accept.items()
+    )
+
+
+def backoff(
+    failures: int, retry: Retry, random: float, retry_after: Optional[float] = None
+) -> float:
+    """Seconds to wait after so many failures in a row, random being uniform in [0, 1).
+
+    Full jitter: anywhere up to base * 2^(failures-1), at most cap. What the platform asked for
+    (Retry-After) wins between that wait and cap.
+    """
+    wait = random * min(retry.cap, retry.base * 2.0 ** min(failures - 1, 60))
+    if retry_after is not None:
+        wait = max(wait, min(retry_after, retry.cap))
+    return wait
+
+
+def probe_wait(failures: int, retry: Retry, random: float) -> float:
+    """Seconds between two probes of a paused endpoint: slower than a retry, from 10 * base to cap.
+
+    Equal jitter: at least half of it, since a pause is not mended within a moment.
+    """
+    ceiling = min(retry.cap, 10 * retry.base * 2.0 ** min(failures - 1, 60))
+    return ceiling * (0.5 + random / 2)
+
+
+@dataclass(frozen=True)
+class Health:
+    """How an endpoint fares, which decides how many requests it may have in flight, and when."""
+
+    state: str = OK
+    failures: int = 0
+    """Failed rounds in a row. Requests that were in flight together fail as one round."""
+    round: int = 0
+    """Grows with every failure; a request carries the round it was sent in."""
+    allowed: float = 1.0
+    """Requests in flight that the endpoint has earned: it starts at one and grows by answers."""
+    next_attempt: float = 0.0
+    """Monotonic seconds before which nothing is sent."""
+    since: Optional[float] = None
+    """Wall clock of the first failure in a row, epoch seconds."""
+    error: Optional[str] = None
+    """Why the last request failed."""
+    passes: int = 0
+    """Deliveries accepted so far, to tell a poisoned event from a broken platform."""
+    refused: FrozenSet[int] = frozenset()
+    """Different events rejected since the last one that was accepted."""
+    fastest: float = 0.0
+    """Seconds of the quickest recent answer."""
+    usual: float = 0.0
+    """Moving average of the answers' seconds."""
+
+
+def slots(health: Health, max_in_flight: int, in_flight: int, now: float) -> int:
+    """How many more requests may be sent now (monotonic s); one probe at a time when unwell."""
+    if now < health.next_attempt:
+        return 0
+    limit = min(max_in_flight, int(health.allowed)) if health.state == OK else 1
+    return max(0, limit - in_flight)
+
+
+def accepted(health: Health, max_in_flight: int, seconds: float) -> Health:
+    """After an acceptance: well again, and one more in flight while answers stay as quick.
+
+    Growing latency means that more in flight only wait in the platform's queue, so it shrinks.
+    """
+    fastest = seconds if not health.fastest else min(seconds, health.fastest * 1.01)
+    usual = seconds if not health.usual else 0.9 * health.usual + 0.1 * seconds
+    slowing = usual > 3 * fastest + 0.05
+    allowed = (
+        health.allowed * 0.95 if slowing else health.allowed + 1 / max(1.0, health.allowed / 4)
+    )
+    return replace(
+        health,
+        state=OK,
+        failures=0,
+        next_attempt=0.0,
+        since=None,
+        error=None,
+        allowed=max(1.0, min(float(max_in_flight), allowed)),
+        passes=health.passes + 1,
+        refused=frozenset(),
+        fastest=fastest,
+        usual=usual,
+    )
+
+
+def failed(
+    health: Health, outcome: str, answer: Answer, reason: str, sent_in: int, retry: Retry,
+    random: float, now: float, wall: float,
+) -> Health:  # fmt: skip
+    """After a retry or blocked outcome: wait, with a single probe, then start slowly.
+
+    An answer to a request of an earlier round says nothing new and changes nothing.
+    """
+    if sent_in != health.round:
+        return health
+    failures = health.failures + 1
+    if outcome == BLOCKED:
+        state, wait = PAUSED, probe_wait(failures, retry, random)
+    else:
+        state, wait = RETRYING, backoff(failures, retry, random, answer.retry_after)
+    return replace(
+        health,
+        state=state,
+        failures=failures,
+        round=health.round + 1,
+        allowed=1.0,
+        next_attempt=now + wait,
+        since=wall if health.since is None else health.since,
+        error=reason,
+        fastest=0.0,
+        usual=0.0,
+    )
+
+
+def refused(
+    health: Health, event: int, reason: str, sent_in: int, retry: Retry, random: float, now: float,
+    wall: float,
+) -> Health:  # fmt: skip
+    """After a rejection of an event (its id): paused once many different ones were refused."""
+    in_a_row = health.refused | {event}
+    health = replace(
+        health, refused=in_a_row if len(in_a_row) <= REJECTED_IN_A_ROW else health.refused
+    )
+    if len(health.refused) < REJECTED_IN_A_ROW:
+        return health
+    reason = f"the platform rejects every event ({reason})"
+    return failed(health, BLOCKED, Answer(), reason, sent_in, retry, random, now, wall)
+
+
+def is_dead(rejections: int, passes_since_first: int, in_a_row: int, retry: Retry) -> bool:
+    """Give up on an event that was rejected so often, after 1 + reject_after attempts?
+
+    Only while the platform is known to work: another event passed since this one was first
+    rejected, or too few different ones were refused to say that it is broken.
+    """
+    if rejections <= retry.reject_after:
+        return False
+    return passes_since_first > 0 or in_a_row < REJECTED_IN_A_ROW
+
+
+def redact(answer: bytes, payload: bytes, limit: int = 300) -> str:
+    """The text of an answer for a dead letter: cut, and without any text the event itself held."""
+    text = answer[: 4 * limit].decode("utf-8", "replace")
+    try:
+        secrets = sorted(_texts(orjson.loads(payload)), key=len, reverse=True)
+    except orjson.JSONDecodeError:
+        return ""
+    for secret in secrets:
+        text = text.replace(secret, "…")
+    text = "".join(c if c.isprintable() else " " for c in text)
+    return text[:limit]
+
+
+def _texts(value: Any) -> FrozenSet[str]:
+    if isinstance(value, dict):
+        return frozenset().union(*map(_texts, value.values()))
+    if isinstance(value, list):
+        return frozenset().union(*map(_texts, value))
+    text = "" if isinstance(value, bool) or value is None else str(value)
+    return frozenset([text[:64]] if len(text) > 1 else [])
