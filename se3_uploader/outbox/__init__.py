@@ -1,0 +1,34 @@
+"""The outbox: what was seen, what became of it, and copies of payloads that are at risk."""
+
+from .schema import (
+    BACKFILL,
+    DEAD,
+    DELIVERED,
+    DISCARDED,
+    LIVE,
+    LOST,
+    PENDING,
+    STATES,
+    OutboxDamaged,
+    OutboxError,
+)
+from .store import REPORTS, Changes, Cursor, EndpointState, Entry, Outbox
+
+__all__ = [
+    "BACKFILL",
+    "DEAD",
+    "DELIVERED",
+    "DISCARDED",
+    "LIVE",
+    "LOST",
+    "PENDING",
+    "REPORTS",
+    "STATES",
+    "Changes",
+    "Cursor",
+    "EndpointState",
+    "Entry",
+    "Outbox",
+    "OutboxDamaged",
+    "OutboxError",
+]
