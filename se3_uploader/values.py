@@ -1,0 +1,309 @@
+"""PURE: what a database driver hands over, as the text, numbers, times and pictures of the wire."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import re
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional
+from uuid import UUID
+
+import orjson
+
+TEXT = (str, bytes, bytearray, memoryview)
+BYTES = (bytes, bytearray, memoryview)
+
+MAX_DEPTH = 200
+"""Levels of nested JSON in one extra value; orjson writes at most 254 in a whole payload."""
+
+
+class Unusable(ValueError):
+    """A value that cannot be sent. Says what is wrong with it and never repeats it."""
+
+
+class TooDeep(ValueError):
+    """A document nested deeper than JSON libraries agree to read."""
+
+
+class Unreadable(NamedTuple):
+    """A picture that the source could not read: file gone, outside pictures_dir, too large."""
+
+    reason: str
+
+
+def text(value: Any) -> str:
+    """Return text as it stands, UTF-8 bytes decoded, a number as its digits; raise Unusable."""
+    if isinstance(value, BYTES):
+        try:
+            return bytes(value).decode()
+        except UnicodeDecodeError:
+            raise Unusable("is not valid UTF-8") from None
+    if isinstance(value, str):
+        if not _encodable(value):
+            raise Unusable("is not valid Unicode (a lone surrogate)")
+        return value
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+        if not -(10**40) < value < 10**40:  # also refuses NaN
+            raise Unusable("is not a finite number")
+        return str(int(value) if value == int(value) else value)
+    raise Unusable("is neither text nor a number")
+
+
+def number(value: Any) -> float:
+    """Return a finite number, from a number or its text; raise Unusable."""
+    if isinstance(value, TEXT):
+        value = text(value).strip()
+        if not _NUMBER.fullmatch(value):
+            raise Unusable("is not a number")
+    elif not isinstance(value, (int, float, Decimal)) or isinstance(value, bool):
+        raise Unusable("is not a number")
+    try:
+        result = float(value)
+    except (OverflowError, ValueError):
+        result = math.inf
+    if not math.isfinite(result):
+        raise Unusable("is not a finite number")
+    return result
+
+
+def one_of(value: Any, first: int, last: int) -> int:
+    """Return a whole number from first to last, from a number or its text; raise Unusable."""
+    result = number(value)
+    if not result.is_integer() or not first <= result <= last:
+        raise Unusable(f"is not one of {first} to {last}")
+    return int(result)
+
+
+def timestamp_ms(value: Any, unit: str) -> int:
+    """Return milliseconds since 1970 from a stored time; raise Unusable.
+
+    unit is that of a number (or its text): ``s``, ``ms``, or ``auto``, which tells seconds,
+    milliseconds and microseconds apart by their size; ``iso`` allows no number. ISO 8601 text and
+    date-time objects are understood under every unit; without a zone they are local time, because
+    that is what a box writes. Times after the year 5138 are refused.
+    """
+    if isinstance(value, TEXT):
+        value = text(value).strip()
+        iso = _ISO.fullmatch(value)
+        if iso:
+            value = _datetime(*iso.groups())
+    if isinstance(value, date):
+        if not isinstance(value, datetime):
+            value = datetime(value.year, value.month, value.day)
+        try:
+            return _sane_ms(value.timestamp() * 1000)
+        except (ValueError, OverflowError, OSError):
+            raise Unusable("is not a time in the calendar") from None
+    if unit == "iso":
+        raise Unusable("is not an ISO 8601 time")
+    count = number(value)
+    if unit == "s" or (unit == "auto" and count < 1e11):
+        return _sane_ms(count * 1000)
+    if unit == "ms" or count < 1e14:
+        return _sane_ms(count)
+    return _sane_ms(count / 1000)
+
+
+def _sane_ms(milliseconds: float) -> int:
+    if milliseconds < 0:
+        raise Unusable("is before 1970")
+    if milliseconds >= 1e14:
+        raise Unusable("is too large for a time; is timestamp_unit right?")
+    return round(milliseconds)
+
+
+def _datetime(
+    day: str,
+    hour: Optional[str],
+    minute: str,
+    second: Optional[str],
+    fraction: Optional[str],
+    zone: Optional[str],
+) -> datetime:
+    try:
+        result = datetime.strptime(
+            f"{day} {hour or '00'}:{minute or '00'}:{second or '00'}", "%Y-%m-%d %H:%M:%S"
+        )
+    except ValueError:
+        raise Unusable("is not a time in the calendar") from None
+    result = result.replace(microsecond=int((fraction or "").ljust(6, "0")[:6]))
+    if zone is None:
+        return result
+    if zone in "Zz":
+        return result.replace(tzinfo=timezone.utc)
+    digits = zone[1:].replace(":", "").ljust(4, "0")
+    offset = timedelta(hours=int(digits[:2]), minutes=int(digits[2:]))
+    try:
+        return result.replace(tzinfo=timezone(-offset if zone[0] == "-" else offset))
+    except ValueError:
+        raise Unusable("is not a time in the calendar") from None
+
+
+def parsed(document: Any) -> Any:
+    """Parse JSON text; raise Unusable where it is none (NaN and Infinity are no JSON)."""
+    try:
+        value = orjson.loads(document)
+        if _LONG_INTEGER.search(
+            document if isinstance(document, str) else bytes(document).decode()
+        ):
+            value = json.loads(document if isinstance(document, str) else bytes(document))
+    except (ValueError, RecursionError):
+        raise Unusable("is not valid JSON") from None
+    return value
+
+
+def plain(value: Any, note: Callable[[str], None], depth: int = 0) -> Any:
+    """Return a value as JSON can carry it exactly; raise Unusable, or TooDeep.
+
+    A part of a document that cannot be sent costs itself alone (in a list it becomes null) and is
+    told to note. Bytes become base64, dates ISO 8601; numbers that JSON readers would round, text.
+    """
+    if depth > MAX_DEPTH:
+        raise TooDeep("is nested too deeply")
+    if isinstance(value, Mapping):
+        return _plain_mapping(value, note, depth)
+    if isinstance(value, (list, tuple, set, frozenset)) and not isinstance(value, Unreadable):
+        return [_plain_item(item, note, depth) for item in value]
+    return _plain_leaf(value, note)
+
+
+def _plain_mapping(
+    value: Mapping[Any, Any], note: Callable[[str], None], depth: int
+) -> Dict[str, Any]:
+    result = {}
+    for name, part in value.items():
+        try:
+            result[text(name)] = plain(part, note, depth + 1)
+        except Unusable as error:
+            note(f"a part left out, {error}")
+    return result
+
+
+def _plain_item(item: Any, note: Callable[[str], None], depth: int) -> Any:
+    try:
+        return plain(item, note, depth + 1)
+    except Unusable as error:
+        note(f"a part left out, {error}")
+        return None
+
+
+def _plain_leaf(value: Any, note: Callable[[str], None]) -> Any:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return text(value)
+    if isinstance(value, int):
+        if -(2**63) <= value < 2**64:
+            return value
+        note("sent as text, too long for a number of JSON")
+        return text(value)
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, Decimal):
+        return _plain_decimal(value, note)
+    if isinstance(value, BYTES):
+        return base64.b64encode(value).decode()
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    if isinstance(value, (UUID, timedelta)):
+        return str(value)
+    if isinstance(value, Unreadable):
+        raise Unusable(value.reason)
+    raise Unusable(f"of type {type(value).__name__}, which JSON cannot carry")
+
+
+def _plain_decimal(value: Decimal, note: Callable[[str], None]) -> Any:
+    result = number(value)
+    if result == value or Decimal(repr(result)) == value:
+        return int(result) if result.is_integer() and abs(result) < 2**53 else result
+    note("sent as text, too long for a number of JSON")
+    return str(value)
+
+
+def picture(value: Any) -> str:
+    """Return a picture as base64, ``""`` where there is none; raise Unusable.
+
+    Takes base64 text (sound text passes untouched; a data: prefix, line breaks, the URL alphabet
+    and missing padding are repaired), the same as ASCII bytes, and raw bytes.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, Unreadable):
+        raise Unusable(value.reason)
+    if not isinstance(value, TEXT):
+        raise Unusable("is neither text nor bytes")
+    is_text = isinstance(value, str)
+    try:
+        raw = value.encode("ascii") if isinstance(value, str) else bytes(value)
+    except UnicodeEncodeError:
+        raise Unusable("is not base64") from None
+    if _is_base64(raw):
+        return value if isinstance(value, str) else raw.decode("ascii")
+    repaired = (
+        _DATA_PREFIX.sub(b"", raw, count=1).translate(_STANDARD_ALPHABET, b" \t\r\n").rstrip(b"=")
+    )
+    repaired += b"=" * (-len(repaired) % 4)
+    if _is_base64(repaired):
+        return repaired.decode("ascii")
+    if is_text:
+        raise Unusable("is not base64")
+    return base64.b64encode(raw).decode("ascii")
+
+
+def _is_base64(raw: bytes) -> bool:
+    """Check for whole blocks of the alphabet and at most two ``=`` at the end, in one pass."""
+    rest = raw.translate(None, _ALPHABET)
+    return len(raw) % 4 == 0 and rest in (b"", b"=", b"==") and raw.endswith(rest)
+
+
+def scaled(base64_text: str, side: int = 320, max_pixels: int = 50_000_000) -> Optional[str]:
+    """Return a picture made to fit side x side pixels, None without pillow; raise Unusable."""
+    try:
+        from PIL import Image
+    except ImportError:
+        return None
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(base64_text)), formats=_FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise Unusable("has too many pixels to be made small")
+            if max(image.size) <= side:
+                return base64_text
+            image.draft("RGB", (side, side))
+            image.thumbnail((side, side))
+            small = io.BytesIO()
+            image.convert("RGB").save(small, "JPEG", quality=80)
+    except Unusable:
+        raise
+    except Exception:  # a damaged picture can raise nearly anything
+        raise Unusable("cannot be made small, it is no intact picture") from None
+    return base64.b64encode(small.getvalue()).decode("ascii")
+
+
+def _encodable(value: str) -> bool:
+    if value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_LONG_INTEGER = re.compile(r"\d{19}")
+"""orjson reads integers beyond 64 bits as rounded floats; the standard library keeps them."""
+_ISO = re.compile(
+    r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d+))?)?"
+    r"\s*([Zz]|[+-]\d\d(?::?\d\d)?)?)?",
+    re.ASCII,
+)
+_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+_STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
+_DATA_PREFIX = re.compile(rb"\s*data:[^,]{0,100},")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
