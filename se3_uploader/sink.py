@@ -1,0 +1,384 @@
+"""One POST -> one Answer. Worker threads only send bytes and hand back what came; no database."""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import queue
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from email.utils import parsedate_to_datetime
+from typing import Any, Callable, Deque, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+
+import requests
+import tenacity
+import urllib3
+
+from se3_uploader import __version__, config, transport
+from se3_uploader.policy import Answer
+
+MAX_ANSWER = 64 * 1024
+"""Bytes of an answer's body that are read and kept."""
+
+MAX_RETRY_AFTER = 86400.0
+"""Seconds: a platform that asks us to wait longer is taken to mean a day."""
+
+ABORT_GRACE = 1.0
+"""Seconds that close() waits for threads after it has cut their connections."""
+
+STOPPED = "stopped before the answer came; it is sent again with the same key"
+
+Collect = Callable[[int, Answer], None]
+
+
+class Delivery(NamedTuple):
+    """One POST to make."""
+
+    id: int
+    """Handed back with the answer; means nothing here."""
+    key: str
+    """Idempotency key."""
+    body: bytes
+    """JSON, UTF-8."""
+
+
+class Sink:
+    """Everything that is POSTed to one endpoint.
+
+    At most `max_in_flight` POSTs run at once, each in a thread of its own that keeps one connection
+    alive; threads start when they are first needed. `collect` is called from those threads, exactly
+    once for each delivery, and must not raise or block.
+    """
+
+    def __init__(self, endpoint: config.Endpoint, collect: Collect) -> None:
+        """Connect nothing yet. Raises requests.RequestException for an impossible url or header."""
+        self.endpoint = endpoint
+        self.certificate_not_after: Optional[float] = None
+        """Epoch seconds at which the platform's certificate expires; None until it was seen."""
+        self.headers = _headers(endpoint)
+        self.collect = collect
+        self._changed = threading.Condition()
+        """Guards everything below."""
+        self._access: Optional[transport.Access] = None
+        self._workers: List[_Worker] = []
+        self._idle: List[_Worker] = []
+        self._waiting: Deque[Delivery] = deque()
+        self._in_flight = 0
+        self._closing = False
+        self._aborted = False
+        self._watcher: Optional[threading.Thread] = None
+        self._watcher_rests = False
+
+    def submit(self, delivery: Delivery) -> None:
+        """Have a delivery sent; never blocks. Raises RuntimeError after close."""
+        with self._changed:
+            if self._closing:
+                raise RuntimeError("the sink is closed")
+            self._in_flight += 1
+            if self._idle:
+                self._idle.pop().inbox.put(delivery)
+            elif len(self._workers) < self.endpoint.max_in_flight:
+                worker = _Worker(self)
+                self._workers.append(worker)
+                worker.inbox.put(delivery)
+                worker.thread.start()
+            else:
+                self._waiting.append(delivery)
+
+    def close(self, timeout: float) -> None:
+        """Wait up to timeout seconds for what is in flight, cut off the rest, end all threads.
+
+        What was cut off is collected with the fault "connection".
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.wait_for(lambda: self._in_flight == 0, timeout)
+            self._aborted = True
+            for worker in self._workers:
+                worker.cut(STOPPED)
+            for worker in self._idle:
+                worker.inbox.put(None)
+            self._idle.clear()
+            self._changed.notify_all()
+        end = time.monotonic() + ABORT_GRACE
+        threads = [worker.thread for worker in self._workers]
+        for thread in threads + ([self._watcher] if self._watcher else []):
+            thread.join(max(0.0, end - time.monotonic()))
+
+    # What follows is called by the workers.
+
+    def access(self) -> transport.Access:
+        """Give the endpoint's credentials, read again if a file changed since the last call.
+
+        Raises transport.CredentialsError.
+        """
+        stamp = transport.stamp(self.endpoint)
+        access = self._access
+        if access is None or access.stamp != stamp:
+            with self._changed:
+                access = self._access
+                if access is None or access.stamp != stamp:
+                    access = self._access = transport.read_access(self.endpoint)
+        return access
+
+    def begin(self, line: transport.Line) -> None:
+        """Start the total time limit of a POST, or cut it at once when the sink was aborted."""
+        with self._changed:
+            line.begin(self.endpoint.timeout.total)
+            if self._aborted:
+                line.cut(STOPPED)
+            elif self._watcher is None:
+                self._watcher = threading.Thread(
+                    target=self._watch, name=f"watch {self.endpoint.name}", daemon=True
+                )
+                self._watcher.start()
+            elif self._watcher_rests:
+                self._changed.notify_all()
+
+    def next_for(self, worker: _Worker) -> None:
+        """Give a worker that has its answer something to do next, before it hands that over.
+
+        So a thread is free by the time its answer is known, and no other is started needlessly.
+        """
+        with self._changed:
+            if self._waiting:
+                worker.inbox.put(self._waiting.popleft())
+            elif self._aborted:
+                worker.inbox.put(None)
+            else:
+                self._idle.append(worker)
+
+    def handed_over(self) -> None:
+        """Count a delivery as collected."""
+        with self._changed:
+            self._in_flight -= 1
+            if self._closing and not self._in_flight:
+                self._changed.notify_all()
+
+    def _watch(self) -> None:
+        """Cut POSTs that take longer than the total time limit.
+
+        Deadlines only ever move back, so the thread sleeps until the first of them, and is woken
+        only from a rest in which there was none.
+        """
+        with self._changed:
+            while not self._aborted:
+                now = time.monotonic()
+                lines = [worker.line for worker in self._workers if worker.line]
+                for line in lines:
+                    if line.deadline <= now:
+                        line.cut(f"took longer than {self.endpoint.timeout.total:g} s in all")
+                first = min((line.deadline for line in lines), default=float("inf"))
+                self._watcher_rests = first == float("inf")
+                self._changed.wait(None if self._watcher_rests else first - now)
+
+
+class _Worker:
+    """A thread with one connection."""
+
+    def __init__(self, sink: Sink) -> None:
+        self.sink = sink
+        self.inbox: queue.SimpleQueue[Optional[Delivery]] = queue.SimpleQueue()
+        self.thread = threading.Thread(
+            target=self._run, name=f"post {sink.endpoint.name}", daemon=True
+        )
+        self.line: Optional[transport.Line] = None
+        self._route: Optional[transport.Route] = None
+        self._access: Optional[transport.Access] = None
+        limits = sink.endpoint.timeout
+        self._timeout = urllib3.Timeout(connect=limits.connect, read=limits.read)
+        self._again = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(2),
+            retry=tenacity.retry_if_exception(self._died_idle),
+            reraise=True,
+        )
+
+    def cut(self, reason: str) -> None:
+        """End the POST in hand, if there is one, from another thread."""
+        if self.line:
+            self.line.cut(reason)
+
+    def _run(self) -> None:
+        while True:
+            delivery = self.inbox.get()
+            if delivery is None:
+                break
+            answer = self._answer(delivery)
+            self.sink.next_for(self)
+            self.sink.collect(delivery.id, answer)
+            self.sink.handed_over()
+            del delivery
+        if self._route:
+            self._route.close()
+
+    def _answer(self, delivery: Delivery) -> Answer:
+        """Make a POST, whatever happens."""
+        started = time.monotonic()
+        try:
+            status, body, retry_after = self._again(self._post, delivery)
+            return Answer(
+                status=status,
+                body=body,
+                retry_after=retry_after,
+                seconds=time.monotonic() - started,
+            )
+        except Exception as error:
+            fault, detail = explain(error, self.sink.endpoint, self.line)
+            return Answer(fault=fault, detail=detail[:200], seconds=time.monotonic() - started)
+        finally:
+            if self.line:
+                self.line.end()
+
+    def _post(self, delivery: Delivery) -> Tuple[int, bytes, Optional[float]]:
+        sink = self.sink
+        access = sink.access()
+        if self._route is None or access is not self._access:
+            if self._route:
+                self._route.close()
+            self._route = transport.open_route(sink.endpoint, access)
+            self._access, self.line = access, self._route.line
+        pool, target, line = self._route
+        sink.begin(line)
+        headers = {**sink.headers, "Idempotency-Key": delivery.key}
+        if access.authorization:
+            headers["Authorization"] = access.authorization
+        body = delivery.body
+        if sink.endpoint.compression == "gzip":
+            body = gzip.compress(body, compresslevel=1, mtime=0)
+        response = pool.urlopen(
+            "POST",
+            target,
+            body=body,
+            headers=headers,
+            retries=_NO_RETRY,
+            redirect=False,
+            assert_same_host=False,
+            timeout=self._timeout,
+            preload_content=False,
+            decode_content=False,
+            enforce_content_length=True,
+        )
+        if line.certificate_not_after is not None:
+            sink.certificate_not_after = line.certificate_not_after
+        if response.status < 200:
+            response.close()
+            raise http.client.HTTPException("an interim answer in place of a final one")
+        content = self._read(response, line)
+        line.answers += 1
+        return response.status, content, retry_after(response.headers)
+
+    def _read(self, response: Any, line: transport.Line) -> bytes:
+        """Read what is kept of a body; a connection with more of it to come is closed.
+
+        A body that breaks off matters only where it decides whether the event was accepted.
+        """
+        try:
+            body: bytes = response.read(MAX_ANSWER)
+            if line.cut_reason:
+                raise ConnectionAbortedError(line.cut_reason)
+        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError):
+            if 200 <= response.status < 300 and self.sink.endpoint.accept:
+                raise
+            body = b""
+        if not response.isclosed():
+            response.close()
+        return body
+
+    def _died_idle(self, error: BaseException) -> bool:
+        """Tell whether a kept-alive connection had died before this POST, unseen until now."""
+        line = self.line
+        if line is None or line.cut_reason or not line.answers:
+            return False
+        return any(isinstance(cause, (ConnectionError, ssl.SSLEOFError)) for cause in causes(error))
+
+
+_NO_RETRY = urllib3.Retry(False, redirect=False)
+
+
+def _headers(endpoint: config.Endpoint) -> Mapping[str, str]:
+    """The headers that are the same for every POST (contract, "On the wire")."""
+    headers = requests.structures.CaseInsensitiveDict(
+        {
+            "Content-Type": "application/json; charset=utf-8",
+            "User-Agent": f"se3-uploader/{__version__}",
+            "Accept-Encoding": "identity",
+        }
+    )
+    headers.update(endpoint.headers)
+    if endpoint.compression == "gzip":
+        headers["Content-Encoding"] = "gzip"
+    prepared = requests.Request("POST", endpoint.url, headers=headers).prepare()
+    prepared.headers.pop("Content-Length", None)
+    return dict(prepared.headers)
+
+
+def retry_after(headers: Mapping[str, str]) -> Optional[float]:
+    """Read Retry-After, seconds or a date, as seconds from now; None where there is none.
+
+    A date is compared with the answer's own Date, as a box's clock may be years off.
+    """
+    value = headers.get("Retry-After", "").strip()
+    try:
+        if value.isdigit():
+            seconds = float(value[:12])
+        else:
+            until = parsedate_to_datetime(value).timestamp()
+            date = headers.get("Date")
+            seconds = until - (parsedate_to_datetime(date).timestamp() if date else time.time())
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER)
+
+
+def causes(error: Optional[BaseException]) -> Iterator[BaseException]:
+    """Go from an error to what it was made from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def explain(
+    error: BaseException, endpoint: config.Endpoint, line: Optional[transport.Line]
+) -> Tuple[str, str]:
+    """Turn what a POST raised into one of policy.FAULTS and words about what to do.
+
+    The words hold nothing from the error but the system's own phrases: no URL, no headers, no body.
+    """
+    limits = endpoint.timeout
+    if line is not None and line.cut_reason:
+        return ("connection" if line.cut_reason == STOPPED else "timeout"), line.cut_reason
+    chain = list(causes(error))
+    for cause in chain:
+        if isinstance(cause, transport.CredentialsError):
+            return "credentials", str(cause)
+        if isinstance(cause, transport.PlaintextRefused):
+            return "plaintext", f"{cause} would go over plain http to a public address: use https"
+        if isinstance(cause, urllib3.exceptions.ConnectTimeoutError):
+            return "timeout", f"no connection within {limits.connect:g} s"
+    for cause in chain:
+        if isinstance(cause, (socket.timeout, TimeoutError, urllib3.exceptions.TimeoutError)):
+            return "timeout", f"nothing moved for {limits.read:g} s"
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return "tls", f"the platform's certificate is refused: {cause.verify_message}"
+        if isinstance(cause, ssl.SSLError) and not _is_eof(cause):
+            return "tls", f"no secure connection: {cause.reason}"
+        if isinstance(cause, socket.gaierror):
+            return "connection", f"the host name cannot be resolved: {cause.strerror}"
+        if isinstance(cause, http.client.HTTPException) and not isinstance(cause, ConnectionError):
+            return "protocol", "the answer was no HTTP: check the url"
+    for cause in reversed(chain):
+        if isinstance(cause, OSError):
+            return "connection", cause.strerror or str(cause)
+    if isinstance(error, urllib3.exceptions.ProtocolError):
+        return "protocol", "the answer broke the rules of HTTP"
+    return "connection", f"unexpected {type(error).__name__}"
+
+
+def _is_eof(error: ssl.SSLError) -> bool:
+    """A connection that broke under TLS; older Pythons have no class of their own for it."""
+    return isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)) or (
+        "EOF" in (error.reason or "")
+    )
