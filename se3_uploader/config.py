@@ -5,13 +5,32 @@ Durations are float seconds, sizes are int bytes, paths are absolute strings or 
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import pathlib
 from dataclasses import dataclass, field
-from typing import Any, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
+
+from se3_uploader import config_check, units, yaml_file
+
+PLACES = ("./uploader.yaml", "/etc/se3-uploader/uploader.yaml")
+"""Where uploader.yaml is looked for when nobody says where it is."""
+
+PROFILES = pathlib.Path(__file__).parent / "source" / "profiles"
+"""The profiles that come with the package, one file NAME.yaml each."""
+
+
+class ConfigError(Exception):
+    """The configuration is wrong; ``problems`` holds every mistake as ``file:line: key: text``."""
+
+    def __init__(self, problems: List[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
 
 
 @dataclass(frozen=True)
 class FromFile:
-    """A value that stands in a file, written ``{file: PATH}``; the file is read again when it changes."""
+    """A value that stands in a file, written ``{file: PATH}``; read again when the file changes."""
 
     path: str
 
@@ -198,3 +217,151 @@ class Config:
     def endpoints(self) -> Tuple[Endpoint, ...]:
         """All endpoints, events first."""
         return self.history_event.endpoints + self.device_status.endpoints
+
+
+def find(option: Optional[str]) -> str:
+    """Path of the configuration: -c, $SE3_UPLOADER_CONFIG, or the first of PLACES that exists.
+
+    Raises ConfigError, naming the places, where there is none. A path that somebody gave is taken
+    as it is: that it cannot be read is for load to say.
+    """
+    given = option or os.environ.get("SE3_UPLOADER_CONFIG")
+    path = given or next((place for place in PLACES if os.path.exists(place)), None)
+    if path is None:
+        raise ConfigError(
+            [
+                "no uploader.yaml was found: give its path with -c or in $SE3_UPLOADER_CONFIG, "
+                f"or put it at {' or '.join(PLACES)}"
+            ]
+        )
+    return path
+
+
+def load(path: str) -> Config:
+    """Read uploader.yaml and the profile it names; raises ConfigError with every mistake."""
+    document = _read(path)
+    if isinstance(document.data, dict):
+        # A section all of whose keys are commented out is null in YAML.
+        sections = {name: {} if part is None else part for name, part in document.data.items()}
+        document = dataclasses.replace(document, data=sections)
+    problems = config_check.check_config(document)
+    source = document.data.get("source") if isinstance(document.data, dict) else None
+    profile: Mapping[str, Any] = {}
+    if isinstance(source, dict) and isinstance(source.get("profile", "se3"), str):
+        try:
+            profile = _profile(source.get("profile", "se3"), pathlib.Path(path).parent)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return _config(path, {**document.data, "source": _merged(profile, document.data["source"])})
+
+
+def _read(path: str) -> yaml_file.Document:
+    try:
+        return yaml_file.read(path)
+    except yaml_file.Unreadable as error:
+        raise ConfigError([str(error)]) from None
+
+
+def _profile(name: str, folder: pathlib.Path) -> Mapping[str, Any]:
+    """The keys of a profile, by the name of one of ours or by its path; raises ConfigError."""
+    ours = sorted(path.stem for path in PROFILES.glob("*.yaml"))
+    path = PROFILES / f"{name}.yaml" if name in ours else folder / name
+    try:
+        document = _read(str(path))
+    except ConfigError as error:
+        hint = f" (source.profile takes {', '.join(ours)} or the path of a file)"
+        raise ConfigError([problem + hint for problem in error.problems]) from None
+    problems = config_check.check_profile(document)
+    if problems:
+        raise ConfigError(problems)
+    keys: Mapping[str, Any] = document.data
+    return keys
+
+
+def _merged(profile: Mapping[str, Any], source: Mapping[str, Any]) -> Dict[str, Any]:
+    """The section ``source`` laid over its profile."""
+    merged = {**profile, **source}
+    # table and query exclude each other, so that the profile's one yields to the other of the user.
+    if source.get("query") is not None:
+        merged["table"] = None
+    elif source.get("table") is not None:
+        merged["query"] = None
+    merged["columns"] = {**(profile.get("columns") or {}), **(source.get("columns") or {})}
+    ignored = [*(profile.get("ignore_columns") or ()), *(source.get("ignore_columns") or ())]
+    merged["ignore_columns"] = list(dict.fromkeys(ignored))
+    return merged
+
+
+def _config(path: str, data: Mapping[str, Any]) -> Config:
+    events = data["history_event"]
+    status = data.get("device_status", {})
+    source = _filled(Source, data["source"])
+    if source.query is not None:
+        source = dataclasses.replace(source, table=None)
+    pictures = _filled(Pictures, events.get("pictures"))
+    devices = tuple(_filled(SubDevice, device) for device in status.get("sub_devices") or ())
+    return Config(
+        path=path,
+        gateway=_filled(Gateway, data["gateway"]),
+        source=source,
+        history_event=_filled(
+            HistoryEvent,
+            events,
+            pictures=pictures,
+            endpoints=_endpoints("history_event", events, pictures),
+        ),
+        device_status=_filled(
+            DeviceStatus,
+            status,
+            sub_devices=devices,
+            endpoints=_endpoints("device_status", status, pictures),
+        ),
+        retry=_filled(Retry, data.get("retry")),
+        outbox=_filled(Outbox, data.get("outbox")),
+        log=_filled(Log, data.get("log")),
+        metrics=_filled(Metrics, data.get("metrics")),
+    )
+
+
+def _endpoints(kind: str, section: Mapping[str, Any], pictures: Pictures) -> Tuple[Endpoint, ...]:
+    return tuple(
+        _filled(
+            Endpoint,
+            endpoint,
+            kind=kind,
+            name=config_check.endpoint_name(endpoint),
+            auth=_filled(Auth, endpoint.get("auth")),
+            tls=_filled(Tls, endpoint.get("tls")),
+            timeout=_filled(Timeout, endpoint.get("timeout")),
+            pictures=_filled(
+                Pictures, {**dataclasses.asdict(pictures), **_given(endpoint.get("pictures"))}
+            ),
+        )
+        for endpoint in section.get("endpoints") or ()
+    )
+
+
+_CONVERT: Dict[Any, Callable[[Any], Any]] = {
+    "float": units.duration,
+    "int": units.size,
+    "Tuple[str, ...]": tuple,
+    "TextOrFile": lambda value: FromFile(value["file"]) if isinstance(value, dict) else value,
+}
+"""Annotation of a field -> how a value of the file becomes one; a plain count passes as a size."""
+
+
+def _filled(shape: Any, keys: Optional[Mapping[str, Any]], **parts: Any) -> Any:
+    """A dataclass of a section's keys, parts as they are; what is absent or null is the default."""
+    kinds = {spec.name: spec.type for spec in dataclasses.fields(shape)}
+    values = {
+        name: _CONVERT[kinds[name]](value) if kinds[name] in _CONVERT else value
+        for name, value in _given(keys).items()
+        if name not in parts
+    }
+    return shape(**values, **parts)
+
+
+def _given(keys: Optional[Mapping[str, Any]]) -> Dict[str, Any]:
+    return {name: value for name, value in (keys or {}).items() if value is not None}
