@@ -1,0 +1,379 @@
+"""What all SQL databases have in common: the statements, and how their answers are read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import contextmanager, suppress
+from time import monotonic
+from typing import (
+    Any,
+    ClassVar,
+    Dict,
+    FrozenSet,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    Type,
+)
+from urllib.parse import urlsplit
+
+import peewee
+
+from .. import config
+from . import Key, Keys, Look, Row, Rows, Slice, SourceError
+from .keys import decode, encode
+from .pictures import MAX_BYTES, TOO_LARGE
+from .rows import MAX_SUB_DEVICES, RowMaker, size_of
+from .settle import Settle
+
+Values = Tuple[Any, ...]
+
+
+class Statement(NamedTuple):
+    """SQL and its parameters."""
+
+    sql: str
+    parameters: Values = ()
+
+
+class Condition(NamedTuple):
+    """What stands after WHERE, and its parameters."""
+
+    sql: str
+    parameters: Values
+
+
+class SqlSource(ABC):
+    """A table, or a SELECT, in a database that peewee connects to.
+
+    Every statement has a LIMIT and its answer is fetched at once, so that no cursor stays open;
+    after any error the connection is closed, so that the next call starts afresh.
+    """
+
+    engine: str
+    ordered = False
+
+    _begin: str
+    """Opens a read-only transaction that sees one state of the database."""
+    _quote = '"'
+    _parameter = "%s"
+    _octets = "OCTET_LENGTH({})"
+    """Expression for the bytes of a column."""
+    _long_types: Optional[FrozenSet[int]] = None
+    """Type codes of the columns that can be long; None: all."""
+    _read_time: Optional[float] = None
+    """Seconds after which a read is cut short, where reading can hold up the writer."""
+    _errors: ClassVar[Tuple[Type[Exception], ...]]
+    """What peewee and the driver raise where the database cannot be read."""
+    _advice: ClassVar[Mapping[str, str]]
+    """Part of a driver's message -> what to do."""
+
+    def __init__(self, source: config.Source) -> None:
+        self._source = source
+        self._make = RowMaker(source)
+        self._settle = Settle(source.settle)
+        self._database: Optional[peewee.Database] = None
+        columns = self._make.columns
+        self._key = [source.key] if columns.id is None else [source.key, columns.id]
+        self._from = self._relation()
+
+    # Each engine's own
+
+    @abstractmethod
+    def _connect(self) -> peewee.Database:
+        """Open the database for reading only, with limits on how long anything may take."""
+
+    @abstractmethod
+    def _scans(self, database: peewee.Database, statement: Statement) -> bool:
+        """Tell whether a statement reads or sorts the whole table, for want of an index."""
+
+    # The interface
+
+    def look(self, after: Optional[Key], limit: int) -> Look:
+        """Read the row at a position, the newest key and what follows, in one transaction."""
+        with self._session() as database, self._snapshot(database):
+            names = self._existing(database, self._make.columns.identity)
+            here: List[Values] = []
+            if after is not None:
+                here, _ = self._fetch(database, self._select(names, self._at(after), 1))
+            newest = self._newest(database)
+            found, _ = self._fetch(database, self._select(names, self._after(after), limit))
+        refs, moments = [], []
+        for key, values in self._read(found, names):
+            refs.append(self._make.ref(key, values))
+            moments.append(self._make.moment(values) if self._settle.seconds else None)
+        settled = self._settle.settled([ref.key for ref in refs], moments)
+        at = next((self._make.ref(key, values) for key, values in self._read(here, names)), None)
+        return Look(at, newest, refs[:settled])
+
+    def rows(self, keys: Sequence[Key], pictures: Sequence[str], max_bytes: int) -> Rows:
+        """Read whole rows, each by a statement of its own: no more is held than was asked for."""
+        found: List[Row] = []
+        missing: List[Key] = []
+        used = 0
+        with self._session() as database:
+            unwanted = self._make.unwanted(pictures)
+            types = {n: code for n, code in self._types(database).items() if n not in unwanted}
+            for key in keys:
+                if found and used >= max_bytes:
+                    break
+                values = self._whole_row(database, key, types)
+                if values is None:
+                    missing.append(key)
+                    continue
+                ref = self._make.ref(key, values)
+                found.append(Row(ref, self._make.with_files(values, pictures)))
+                used += size_of(values)
+        return Rows(found, missing)
+
+    def newest(self) -> Optional[Key]:
+        """Read the greatest key."""
+        with self._session() as database:
+            return self._newest(database)
+
+    def count(self, after: Optional[Key], limit: int) -> int:
+        """Count the rows after a position, up to limit."""
+        condition, parameters = self._after(after)
+        some = f"SELECT 1 FROM {self._from} WHERE {condition} LIMIT {limit:d}"
+        with self._session() as database:
+            sql = f"SELECT COUNT(*) FROM ({some}) AS some"
+            ((number,),), _ = self._fetch(database, Statement(sql, parameters))
+        return int(number)
+
+    def between(self, since: int, until: int, after: Optional[Key], limit: int) -> Slice:
+        """Page over the key and pick by time, so that no index on the time is needed."""
+        rows, end = self._scan(self._make.columns.identity, since, until, after, limit)
+        return Slice([self._make.ref(key, values) for key, values in rows], end)
+
+    def keys_between(self, since: int, until: int, after: Optional[Key], limit: int) -> Keys:
+        """Scan as between does, for the keys alone."""
+        time_column = self._make.columns.timestamp.partition(".")[0]
+        rows, end = self._scan([time_column], since, until, after, limit)
+        return Keys([key for key, _ in rows], end)
+
+    def last_seen(self, limit: int) -> Dict[str, int]:
+        """Take the newest timestamp of each device among the newest limit rows."""
+        with self._session() as database:
+            names = self._existing(database, self._make.columns.identity)
+            newest = self._select(names, self._after(None), limit, "DESC")
+            rows, _ = self._fetch(database, newest)
+        return self._make.last_seen(values for _, values in self._read(rows, names))
+
+    def sub_devices(self, table: str) -> List[Mapping[str, Any]]:
+        """Read the first rows of a table of capture devices."""
+        relation = f"{self._quoted(table)} AS q"
+        with self._session() as database:
+            names = list(self._types(database, relation))
+            everything = Statement(f"SELECT * FROM {relation} LIMIT {MAX_SUB_DEVICES}")
+            rows, _ = self._fetch(database, everything)
+        return [dict(zip(names, row)) for row in rows]
+
+    def changed(self) -> bool:
+        """A server does not tell without being asked."""
+        return True
+
+    def watch_paths(self) -> Tuple[str, ...]:
+        """There is no file to watch."""
+        return ()
+
+    def problems(self) -> List[str]:
+        """Check the columns, that the key tells the newest rows apart, and that it has an index."""
+        ordering = ", ".join(self._key)
+        with self._session() as database:
+            there = self._types(database)
+            missing = [
+                f"{name}: there is no such column" for name in self._key if name not in there
+            ]
+            if missing:
+                return missing
+            found = self._make.problems(there)
+            newest, _ = self._fetch(database, self._select([], self._after(None), 1000, "DESC"))
+            if len(set(newest)) < len(newest):
+                found.append(f"{ordering}: rows share a value, and all but one of them are skipped")
+            place = encode(newest[-1]) if newest else None
+            if self._scans(database, self._select([], self._after(place), 100)):
+                found.append(f"{ordering}: has no index, so that every look reads the whole table")
+        return found
+
+    def close(self) -> None:
+        """Close the connection, however broken it is."""
+        database, self._database = self._database, None
+        if database is not None:
+            with suppress(Exception):
+                database.close()
+
+    # Statements
+
+    def _quoted(self, name: str) -> str:
+        """Quote the name of a table, with its schema if it has one."""
+        mark = self._quote
+        parts = (
+            part.replace(mark, mark * 2).replace("%", self._percent) for part in name.split(".")
+        )
+        return ".".join(f"{mark}{part}{mark}" for part in parts)
+
+    def _column(self, name: str) -> str:
+        """Quote the name of a column. Unqualified, SQLite would take a wrong one for a string."""
+        mark = self._quote
+        return f"q.{mark}{name.replace(mark, mark * 2).replace('%', self._percent)}{mark}"
+
+    @property
+    def _percent(self) -> str:
+        return "%%" if self._parameter == "%s" else "%"
+
+    def _relation(self) -> str:
+        query = self._source.query
+        if query is None:
+            return f"{self._quoted(self._source.table or '')} AS q"
+        return f"({query.strip().rstrip(';').replace('%', self._percent)}) AS q"
+
+    def _after(self, key: Optional[Key]) -> Condition:
+        """Say which rows follow a position, such that an index on the key alone can be used."""
+        first, *second = map(self._column, self._key)
+        if key is None:
+            return Condition(f"{first} IS NOT NULL", ())
+        values = decode(key, len(self._key))
+        if not second:
+            return Condition(f"{first} > {self._parameter}", values)
+        mark = self._parameter
+        sql = f"{first} >= {mark} AND ({first} > {mark} OR {second[0]} > {mark})"
+        return Condition(sql, (values[0], values[0], values[1]))
+
+    def _at(self, key: Key) -> Condition:
+        equal = (f"{self._column(name)} = {self._parameter}" for name in self._key)
+        return Condition(" AND ".join(equal), decode(key, len(self._key)))
+
+    def _select(
+        self, names: Sequence[str], where: Condition, limit: int, direction: str = "ASC"
+    ) -> Statement:
+        """Select the key columns and those named, in key order."""
+        columns = ", ".join(self._column(name) for name in (*self._key, *names))
+        order = ", ".join(f"{self._column(name)} {direction}" for name in self._key)
+        sql = f"SELECT {columns} FROM {self._from} WHERE {where.sql}"
+        return Statement(f"{sql} ORDER BY {order} LIMIT {limit:d}", where.parameters)
+
+    # Reading
+
+    @contextmanager
+    def _session(self) -> Iterator[peewee.Database]:
+        """Lend the open database; an error closes it and becomes a SourceError."""
+        try:
+            yield self._open()
+        except SourceError:
+            self.close()
+            raise
+        except self._errors as error:
+            self.close()
+            raise SourceError(self._explained(error)) from None
+
+    def _open(self) -> peewee.Database:
+        if self._database is None:
+            self._database = self._connect()
+        return self._database
+
+    @contextmanager
+    def _snapshot(self, database: peewee.Database) -> Iterator[None]:
+        """Hold one state of the database; where the block fails, _session closes the connection."""
+        with database.manual_commit():
+            database.execute_sql(self._begin)
+            yield
+            database.execute_sql("COMMIT")
+
+    def _fetch(self, database: peewee.Database, statement: Statement) -> Tuple[List[Values], bool]:
+        """Fetch an answer; the second part tells that it was cut short to let the writer go on."""
+        cursor = database.execute_sql(*statement)
+        try:
+            if self._read_time is None:
+                return cursor.fetchall(), False
+            rows: List[Values] = []
+            deadline = monotonic() + self._read_time
+            for row in cursor:
+                rows.append(row)
+                if monotonic() > deadline:
+                    return rows, True
+            return rows, False
+        finally:
+            cursor.close()
+
+    def _types(
+        self, database: peewee.Database, relation: Optional[str] = None
+    ) -> Dict[str, Optional[int]]:
+        """Return column -> type code (None where the engine has none), asked anew each time.
+
+        A firmware that adds a column does not tell us.
+        """
+        cursor = database.execute_sql(f"SELECT * FROM {relation or self._from} LIMIT 0", ())
+        try:
+            return {column[0]: column[1] for column in cursor.description}
+        finally:
+            cursor.close()
+
+    def _existing(self, database: peewee.Database, names: Sequence[str]) -> List[str]:
+        there = self._types(database)
+        return [name for name in names if name in there]
+
+    def _newest(self, database: peewee.Database) -> Optional[Key]:
+        rows, _ = self._fetch(database, self._select([], self._after(None), 1, "DESC"))
+        return encode(rows[0]) if rows else None
+
+    def _scan(
+        self, names: Sequence[str], since: int, until: int, after: Optional[Key], limit: int
+    ) -> Tuple[Iterator[Tuple[Key, Dict[str, Any]]], Optional[Key]]:
+        """Return the rows of one page in a range of time, and where to go on."""
+        with self._session() as database:
+            names = self._existing(database, names)
+            rows, cut = self._fetch(database, self._select(names, self._after(after), limit))
+        end = encode(rows[-1][: len(self._key)]) if cut or len(rows) == limit else None
+        return self._make.inside(since, until, self._read(rows, names)), end
+
+    def _read(
+        self, rows: Iterable[Values], names: Sequence[str]
+    ) -> Iterator[Tuple[Key, Dict[str, Any]]]:
+        """Yield the Key of each row and its values by name."""
+        width = len(self._key)
+        for row in rows:
+            yield encode(row[:width]), dict(zip(names, row[width:]))
+
+    def _whole_row(
+        self, database: peewee.Database, key: Key, types: Mapping[str, Optional[int]]
+    ) -> Optional[Dict[str, Any]]:
+        """Read the columns of one row; a value beyond MAX_BYTES is not loaded, but Unreadable."""
+        where, parameters = self._at(key)
+        columns = {name: self._column(name) for name in types}
+        long = [n for n, code in types.items() if not self._long_types or code in self._long_types]
+        sizes = [f"COALESCE({self._octets.format(columns[name])}, 0)" for name in long]
+        short = " AND ".join([where, *(f"{size} <= {MAX_BYTES}" for size in sizes)])
+        sql = f"SELECT {', '.join(columns.values())} FROM {self._from} WHERE {short} LIMIT 1"
+        rows, _ = self._fetch(database, Statement(sql, parameters))
+        if rows:
+            return dict(zip(types, rows[0]))
+        for name, size in zip(long, sizes):
+            columns[name] = f"CASE WHEN {size} <= {MAX_BYTES} THEN {columns[name]} END"
+        too_long = [f"CASE WHEN {size} > {MAX_BYTES} THEN 1 END" for size in sizes]
+        sql = f"SELECT {', '.join([*columns.values(), *too_long])} FROM {self._from} WHERE {where}"
+        rows, _ = self._fetch(database, Statement(f"{sql} LIMIT 1", parameters))
+        if not rows:
+            return None
+        values = dict(zip(types, rows[0]))
+        values.update((n, TOO_LARGE) for n, flag in zip(long, rows[0][len(types) :]) if flag)
+        return values
+
+    def _explained(self, error: BaseException) -> str:
+        """Say what the driver said, and what to do; never with the password of the url."""
+        said = str(error.args[-1] if error.args else "").strip().splitlines() or [
+            type(error).__name__
+        ]
+        password = urlsplit(self._source.url).password
+        message = said[0].replace(password, "***") if password else said[0]
+        advice = next((text for part, text in self._advice.items() if part in message), "")
+        return f"{self._place()}: {message}" + (f"; {advice}" if advice else "")
+
+    def _place(self) -> str:
+        """Name the database in messages."""
+        url = urlsplit(self._source.url)
+        return f"{url.scheme}://{url.hostname}{url.path}"

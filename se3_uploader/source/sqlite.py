@@ -1,0 +1,149 @@
+"""SQLite: a file that another program writes, read so that it never notices."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from typing import ClassVar, Optional, Tuple, Union
+from urllib.parse import quote, unquote
+
+import peewee
+
+from .. import config
+from . import Key, SourceError
+from .keys import encode
+from .sql import SqlSource, Statement
+
+_BUSY_TIMEOUT = 2.0
+"""Seconds that we wait for the writer."""
+
+
+def make(source: config.Source) -> SqliteSource:
+    """Make the source of a ``sqlite:///PATH`` url (``sqlite:////PATH`` for an absolute path)."""
+    return SqliteSource(source)
+
+
+class SqliteSource(SqlSource):
+    """An SQLite file.
+
+    A read in a rollback-journal database keeps the writer from committing, so every read ends after
+    a twentieth of a second. We never write: the file is opened read-only, which also keeps SQLite
+    from a checkpoint when we close it.
+    """
+
+    engine = "sqlite"
+
+    _begin = "BEGIN"
+    _parameter = "?"
+    _octets = (
+        "octet_length({})"
+        if sqlite3.sqlite_version_info >= (3, 43)
+        else "length(CAST({} AS BLOB))"  # loads the column, which octet_length does not
+    )
+    _read_time = 0.05
+    _errors = (peewee.PeeweeException, sqlite3.Error)
+    _advice: ClassVar = {
+        "database is locked": "its writer keeps it locked, we try again",
+        "attempt to write a readonly database": "its writer died in the middle of a transaction; "
+        "it recovers when the program that writes it opens it",
+        "unable to open database file": "may this user read it, and in WAL mode its -shm file?",
+        "file is not a database": "is source.url the event database?",
+        "malformed": "the file is damaged; the program that writes it has to repair it",
+        "no such table": "is source.table right?",
+        "no such column": "is source.columns right?",
+    }
+
+    def __init__(self, source: config.Source) -> None:
+        super().__init__(source)
+        self._path = os.path.abspath(unquote(source.url[len("sqlite:///") :].partition("?")[0]))
+        self._file: Optional[Tuple[int, int]] = None
+        self._version: Optional[int] = None
+
+    def count(self, after: Optional[Key], limit: int) -> int:
+        """Count in short reads, however large the table is."""
+        number = 0
+        while number < limit:
+            with self._session() as database:
+                rows, cut = self._fetch(
+                    database, self._select([], self._after(after), limit - number)
+                )
+            number += len(rows)
+            if not cut:
+                break
+            after = encode(rows[-1])
+        return number
+
+    def changed(self) -> bool:
+        """Ask SQLite whether somebody has committed since the last call."""
+        try:
+            with self._session() as database:
+                before = self._version
+                self._version = database.execute_sql("PRAGMA data_version").fetchone()[0]
+        except SourceError:
+            return True
+        return self._settle.waiting or before != self._version
+
+    def watch_paths(self) -> Tuple[str, ...]:
+        """The database, its WAL and its rollback journal."""
+        return (self._path, f"{self._path}-wal", f"{self._path}-journal")
+
+    def close(self) -> None:
+        """Close the file."""
+        super().close()
+        self._version = None
+
+    def _open(self) -> peewee.Database:
+        """Open the file anew where another one stands at its path: ours would be dead for ever."""
+        try:
+            status = os.stat(self._path)
+        except OSError as error:
+            raise SourceError(
+                f"{self._path}: {error.strerror}; the event database appears when the box writes it"
+            ) from None
+        if (status.st_dev, status.st_ino) != self._file:
+            self.close()
+            self._file = (status.st_dev, status.st_ino)
+        return super()._open()
+
+    def _connect(self) -> peewee.Database:
+        database = _Database(
+            f"file:{quote(self._path)}?mode=ro",
+            uri=True,
+            timeout=_BUSY_TIMEOUT,
+            pragmas={"query_only": 1},
+        )
+        database.connect()
+        self._database = database
+        self.ordered = self._key_is_rowid(database)
+        return database
+
+    def _key_is_rowid(self, database: peewee.Database) -> bool:
+        """Tell whether a single writer counts the key up, so that key order is commit order."""
+        if self._source.query is not None or len(self._key) > 1:
+            return False
+        table = self._quoted(self._source.table or "")
+        columns = database.execute_sql(f"PRAGMA table_info({table})").fetchall()
+        primary = [(name, kind.upper()) for _, name, kind, *_, place in columns if place]
+        return primary == [(self._source.key, "INTEGER")]
+
+    def _scans(self, database: peewee.Database, statement: Statement) -> bool:
+        plan = database.execute_sql("EXPLAIN QUERY PLAN " + statement.sql, statement.parameters)
+        return any(step[-1] == "USE TEMP B-TREE FOR ORDER BY" for step in plan.fetchall())
+
+    def _place(self) -> str:
+        return self._path
+
+
+class _Database(peewee.SqliteDatabase):
+    """Hands text that is no UTF-8 over as bytes: it must not stop the rows beside it."""
+
+    def _add_conn_hooks(self, connection: sqlite3.Connection) -> None:
+        connection.text_factory = _text
+        super()._add_conn_hooks(connection)  # type: ignore[misc]
+
+
+def _text(raw: bytes) -> Union[str, bytes]:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
