@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any, Dict, FrozenSet, Iterator, Mapping, Optional, Tuple
 
 from . import config
-from .values import TEXT, Unusable, parsed
+from .values import TEXT, Unusable, is_document, parsed, text
 
 EXT_DATA_FIELDS = (
     "device_ip",
@@ -23,6 +23,17 @@ EXT_DATA_FIELDS = (
 
 HELPERS = ("group_id", "face_pic")
 """Columns that a field falls back on: group_id for group_name, face_pic for a small spot_pic."""
+
+FIELDS = (
+    "identity_id",
+    "identity_name",
+    "group_name",
+    "reg_pic",
+    "timestamp",
+    "score",
+    *EXT_DATA_FIELDS,
+    *HELPERS,
+)
 
 PICTURES = ("reg_pic", "spot_pic", "face_pic")
 
@@ -67,55 +78,66 @@ class Columns:
 
     @cached_property
     def pictures(self) -> Mapping[str, str]:
-        """Picture field (reg_pic, spot_pic, face_pic) -> path, without those that stay home."""
+        """Picture field (reg_pic, spot_pic, face_pic) -> path, without what must not leave."""
+        paths = {name: getattr(self, name) for name in PICTURES}
         return {
-            name: getattr(self, name) for name in PICTURES if not self.stays(getattr(self, name))
+            name: path for name, path in paths.items() if self.ignored.isdisjoint(_upwards(path))
         }
 
-    def stays(self, path: str) -> bool:
-        """Tell whether a path, or a document that it lies in, must not leave the box."""
-        return any(part in self.ignored for part in _upwards(path))
+    def leaving(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a row without what must not leave the box.
+
+        A column of which that cannot be told, because its JSON is broken, becomes an Unusable.
+        """
+        return _without(values, self.ignored) if self.ignored else values
+
+    def leftovers(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what of a row is neither key nor field, without NULL and emptied documents."""
+        return _without(values, self._taken)
 
     @cached_property
     def _taken(self) -> FrozenSet[str]:
-        """Paths that no leftover may hold: they are a field already, or stay home."""
-        mapped = (getattr(self, name) for name in _FIELDS)
-        return frozenset({self.key, *mapped, *self.extras.values(), *self.ignored})
+        mapped = (getattr(self, name) for name in FIELDS)
+        return frozenset({self.key, *mapped, *self.extras.values()})
 
-    @cached_property
-    def _branches(self) -> FrozenSet[str]:
-        """Documents that hold a taken path."""
-        return frozenset(above for path in self._taken for above in _upwards(path) if above != path)
 
-    def leftovers(self, values: Mapping[str, Any]) -> Iterator[Tuple[str, Any]]:
-        """Yield column and value of what no field took, without NULL and emptied documents.
+def _without(values: Mapping[str, Any], taken: FrozenSet[str]) -> Dict[str, Any]:
+    """Copy a row without the taken paths, NULL, and documents that this empties."""
+    branches = _branches(taken)
+    result = {}
+    for name, value in values.items():
+        try:
+            rest = _rest(name, value, taken, branches)
+        except Unusable as error:
+            rest = error
+        except RecursionError:
+            rest = Unusable("is nested too deeply")
+        if rest is not None:
+            result[name] = rest
+    return result
 
-        A value is an Unusable where it cannot be told what in it must not leave the box.
-        """
-        for name, value in values.items():
-            try:
-                rest = self._rest(name, value)
-            except Unusable as error:
-                rest = error
-            if rest is not None:
-                yield name, rest
 
-    def _rest(self, path: str, value: Any) -> Any:
-        if path in self._taken:
-            return None
-        if path not in self._branches:
-            return value
-        if isinstance(value, TEXT) and value:
-            value = parsed(value)
-        if isinstance(value, Mapping):
-            parts = ((name, self._rest(f"{path}.{name}", part)) for name, part in value.items())
-            return {name: part for name, part in parts if part is not None} or None
-        if isinstance(value, list):
-            return [self._rest(path, part) for part in value]
+def _rest(path: str, value: Any, taken: FrozenSet[str], branches: FrozenSet[str]) -> Any:
+    if path in taken:
+        return None
+    if path not in branches:
         return value
+    if isinstance(value, TEXT) and is_document(text(value)):
+        value = parsed(value)
+    if isinstance(value, dict):
+        parts = {
+            name: _rest(f"{path}.{name}", part, taken, branches) for name, part in value.items()
+        }
+        return {name: part for name, part in parts.items() if part is not None} or None
+    if isinstance(value, list):
+        return [_rest(path, part, taken, branches) for part in value]
+    return value
 
 
-_FIELDS = tuple(f.name for f in fields(Columns) if f.name not in ("key", "id", "extras", "ignored"))
+@lru_cache(maxsize=32)
+def _branches(taken: FrozenSet[str]) -> FrozenSet[str]:
+    """Return the documents that hold a taken path."""
+    return frozenset(above for path in taken for above in _upwards(path) if above != path)
 
 
 def columns_of(source: config.Source) -> Columns:
@@ -128,7 +150,7 @@ def columns_of(source: config.Source) -> Columns:
     extras: Dict[str, str] = {}
     for name, path in source.columns.items():
         short = name[len("ext_data.") :] if name.startswith("ext_data.") else name
-        if name in _FIELDS or short in EXT_DATA_FIELDS + HELPERS:
+        if name in FIELDS or short in EXT_DATA_FIELDS + HELPERS:
             mapped[short] = path
         else:
             extras[short] = path
@@ -146,14 +168,15 @@ def lookup(values: Mapping[str, Any], path: str) -> Any:
 
     JSON text on the way is parsed; a path leads into documents, never into lists.
     """
-    value: Any = values
-    for part in path.split("."):
+    column, *parts = path.split(".")
+    value = values.get(column)
+    for part in parts:
         if isinstance(value, TEXT):
             try:
                 value = parsed(value)
             except Unusable:
                 return None
-        if not isinstance(value, Mapping):
+        if not isinstance(value, dict):
             return None
         value = value.get(part)
     return value

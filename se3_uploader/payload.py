@@ -36,6 +36,7 @@ from .values import (
     TooDeep,
     Unreadable,
     Unusable,
+    is_document,
     number,
     one_of,
     parsed,
@@ -160,11 +161,8 @@ def fingerprint(values: Mapping[str, Any], columns: Columns, key: Union[int, str
     The same for ever: whoever changes this changes the Idempotency-Key of every event.
     """
     parts = [key, *(lookup(values, path) for path in columns.identity_paths)]
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        tag, data = _canonical(part)
-        digest.update(b"%b%d:%b" % (tag, len(data), data))
-    return digest.digest()
+    spelled = (b"%b%d:%b" % (tag, len(data), data) for tag, data in map(_canonical, parts))
+    return hashlib.blake2b(b"".join(spelled), digest_size=16).digest()
 
 
 def idempotency_key(dev_sno: str, fingerprint: bytes) -> str:
@@ -183,7 +181,8 @@ def _canonical(value: Any) -> Tuple[bytes, bytes]:
     if isinstance(value, datetime):
         moment = value if value.tzinfo is None else value.astimezone(timezone.utc)
         return b"t", moment.isoformat().encode()
-    tag = {bool: b"?", int: b"i", float: b"f", Decimal: b"d"}.get(type(value), b"o")
+    tags = ((bool, b"?"), (int, b"i"), (float, b"f"), (Decimal, b"d"))
+    tag = next((tag for kind, tag in tags if isinstance(value, kind)), b"o")
     return tag, str(value).encode("utf-8", "surrogatepass")
 
 
@@ -191,7 +190,7 @@ class _Row:
     """A row seen through its mapping, and the notes on what of it could not be sent."""
 
     def __init__(self, values: Mapping[str, Any], columns: Columns) -> None:
-        self.values = values
+        self.values = columns.leaving(values)
         self.columns = columns
         self.notes: List[str] = []
 
@@ -201,16 +200,15 @@ class _Row:
             self.notes.append(line)
 
     def get(self, field: str) -> Any:
-        """Return the stored value of a field; None where there is none or it stays home."""
-        path = getattr(self.columns, field)
-        return None if self.columns.stays(path) else lookup(self.values, path)
+        """Return the stored value of a field; None where there is none or it must not leave."""
+        return lookup(self.values, getattr(self.columns, field))
 
     def required(self, field: str, convert: Callable[[Any], _T]) -> _T:
         value = self.get(field)
         if value is None:
             raise Unusable(f"{field}: is missing")
         try:
-            return convert(value)
+            return convert(_readable(value))
         except Unusable as error:
             raise Unusable(f"{field}: {error}") from None
 
@@ -220,7 +218,7 @@ class _Row:
         if _is_empty(value):
             return None
         try:
-            return convert(value)
+            return convert(_readable(value))
         except (Unusable, TooDeep) as error:
             self.note(field, f"left out, {error}")
             return None
@@ -231,18 +229,22 @@ class _Row:
         def note(what: str) -> None:
             self.note(name, what)
 
-        if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        if is_document(value):
             try:
                 return plain(parsed(value), note)
             except (Unusable, TooDeep) as error:
-                note(f"sent as text, it {error}")
+                note(f"sent as text, {error}")
         try:
-            if isinstance(value, Unusable):
-                raise value
             return plain(value, note)
         except (Unusable, TooDeep) as error:
             note(f"left out, {error}")
             return None
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, Unreadable):
+        raise Unusable(value.reason)
+    return value
 
 
 def _is_empty(value: Any) -> bool:
@@ -262,30 +264,28 @@ def _group_name(row: _Row) -> str:
 
 def _ext_data(row: _Row, dev_sno: str) -> Dict[str, Any]:
     """Return ext_data without pictures and notes."""
-    ext: Dict[str, Any] = {"dev_sno": row.optional("dev_sno", text) or dev_sno}
+    dev_sno = row.optional("dev_sno", text) or dev_sno
     device_ip = row.optional("device_ip", text)
-    if device_ip:
-        ext["device_ip"] = device_ip
-    ep_id = row.optional("ep_id", text) or (device_ip and f"{ext['dev_sno']}__{device_ip}")
-    if ep_id:
-        ext["ep_id"] = ep_id
+    ep_id = row.optional("ep_id", text) or (device_ip and f"{dev_sno}__{device_ip}")
+    person_type = row.optional("person_type", lambda value: one_of(value, 1, 5))
     if _is_empty(row.get("person_type")):
-        ext["person_type"] = 1
-    else:
-        person_type = row.optional("person_type", lambda value: one_of(value, 1, 5))
-        if person_type is not None:
-            ext["person_type"] = person_type
-    device_type = row.optional("device_type", lambda value: one_of(value, 0, 4))
-    if device_type is not None:
-        ext["device_type"] = str(device_type)
+        person_type = 1
+    device_type = row.optional("device_type", lambda value: str(one_of(value, 0, 4)))
+    known = {
+        "dev_sno": dev_sno,
+        "device_ip": device_ip,
+        "ep_id": ep_id,
+        "person_type": person_type,
+        "device_type": device_type,
+    }
+    ext: Dict[str, Any] = {name: value for name, value in known.items() if value is not None}
     for name in _FIQA:
         ext[name] = row.optional(name, partial(_json_object, partial(row.note, name))) or {}
     if not _is_empty(row.get("group_name")):
         _put(ext, ["group_id"], row.as_json("group_id", row.get("group_id")))
     for place, path in row.columns.extras.items():
-        if not row.columns.stays(path):
-            _put(ext, place.split("."), row.as_json(place, lookup(row.values, path)))
-    for column, value in row.columns.leftovers(row.values):
+        _put(ext, place.split("."), row.as_json(place, lookup(row.values, path)))
+    for column, value in row.columns.leftovers(row.values).items():
         name = column.encode(errors="replace").decode()
         _put(ext, [name], row.as_json(name, value))
     return ext
@@ -295,7 +295,7 @@ def _json_object(note: Callable[[str], None], value: Any) -> Dict[str, Any]:
     document = parsed(value) if isinstance(value, TEXT) else value
     if document is None:
         return {}
-    if not isinstance(document, Mapping):
+    if not isinstance(document, dict):
         raise Unusable("is not a JSON object")
     result: Dict[str, Any] = plain(document, note)
     return result
@@ -305,16 +305,14 @@ def _put(ext: Dict[str, Any], place: Sequence[str], value: Any) -> None:
     """Put a value at a place in ext_data where it hides nothing and is not mistaken for a field."""
     if value is None:
         return
-    first, *below = place
-    if first in _RESERVED:
-        first = f"column_{first}"
+    if place[0] in _RESERVED:
+        place = [f"column_{place[0]}", *place[1:]]
+    *parents, leaf = place
     target = ext
-    path = [first, *below]
-    for name in path[:-1]:
+    for name in parents:
         while not isinstance(target.setdefault(name, {}), dict):
             name = f"column_{name}"
         target = target[name]
-    leaf = path[-1]
     while leaf in target:
         leaf = f"column_{leaf}"
     target[leaf] = value

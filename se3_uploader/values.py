@@ -7,9 +7,9 @@ import io
 import json
 import math
 import re
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional
+from typing import Any, Callable, Dict, Match, NamedTuple, Optional
 from uuid import UUID
 
 import orjson
@@ -17,15 +17,15 @@ import orjson
 TEXT = (str, bytes, bytearray, memoryview)
 BYTES = (bytes, bytearray, memoryview)
 
-MAX_DEPTH = 200
-"""Levels of nested JSON in one extra value; orjson writes at most 254 in a whole payload."""
+MAX_DEPTH = 100
+"""Levels of nested JSON in one value, as in MongoDB; orjson writes at most 254 in a payload."""
 
 
-class Unusable(ValueError):
+class Unusable(Exception):
     """A value that cannot be sent. Says what is wrong with it and never repeats it."""
 
 
-class TooDeep(ValueError):
+class TooDeep(Exception):
     """A document nested deeper than JSON libraries agree to read."""
 
 
@@ -49,9 +49,8 @@ def text(value: Any) -> str:
     if isinstance(value, UUID):
         return str(value)
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
-        if not -(10**40) < value < 10**40:  # also refuses NaN
-            raise Unusable("is not a finite number")
-        return str(int(value) if value == int(value) else value)
+        whole = abs(number(value)) < 1e40 and value == int(value)
+        return str(int(value) if whole else value)
     raise Unusable("is neither text nor a number")
 
 
@@ -90,16 +89,16 @@ def timestamp_ms(value: Any, unit: str) -> int:
     """
     if isinstance(value, TEXT):
         value = text(value).strip()
-        iso = _ISO.fullmatch(value)
-        if iso:
-            value = _datetime(*iso.groups())
-    if isinstance(value, date):
-        if not isinstance(value, datetime):
+    try:
+        if isinstance(value, str):
+            iso = _ISO.fullmatch(value)
+            value = _from_iso(iso) if iso else value
+        elif isinstance(value, date) and not isinstance(value, datetime):
             value = datetime(value.year, value.month, value.day)
-        try:
+        if isinstance(value, datetime):
             return _sane_ms(value.timestamp() * 1000)
-        except (ValueError, OverflowError, OSError):
-            raise Unusable("is not a time in the calendar") from None
+    except (ValueError, OverflowError, OSError):
+        raise Unusable("is not a time in the calendar") from None
     if unit == "iso":
         raise Unusable("is not an ISO 8601 time")
     count = number(value)
@@ -118,41 +117,31 @@ def _sane_ms(milliseconds: float) -> int:
     return round(milliseconds)
 
 
-def _datetime(
-    day: str,
-    hour: Optional[str],
-    minute: str,
-    second: Optional[str],
-    fraction: Optional[str],
-    zone: Optional[str],
-) -> datetime:
-    try:
-        result = datetime.strptime(
-            f"{day} {hour or '00'}:{minute or '00'}:{second or '00'}", "%Y-%m-%d %H:%M:%S"
-        )
-    except ValueError:
-        raise Unusable("is not a time in the calendar") from None
-    result = result.replace(microsecond=int((fraction or "").ljust(6, "0")[:6]))
-    if zone is None:
-        return result
-    if zone in "Zz":
-        return result.replace(tzinfo=timezone.utc)
-    digits = zone[1:].replace(":", "").ljust(4, "0")
-    offset = timedelta(hours=int(digits[:2]), minutes=int(digits[2:]))
-    try:
-        return result.replace(tzinfo=timezone(-offset if zone[0] == "-" else offset))
-    except ValueError:
-        raise Unusable("is not a time in the calendar") from None
+def _from_iso(match: Match[str]) -> datetime:
+    """Read ISO 8601 text; on Python 3.8 datetime.fromisoformat takes only one spelling of it."""
+    day, hour, minute, second, fraction = match.group("day", "hour", "minute", "second", "fraction")
+    zone = match["zone"] or ""
+    if zone in ("Z", "z"):
+        zone = "+00:00"
+    elif zone:
+        zone = f"{zone[:3]}:{zone[3:].lstrip(':') or '00'}"
+    return datetime.fromisoformat(
+        f"{day} {hour or '00'}:{minute or '00'}:{second or '00'}.{(fraction or '')[:6]:0<6}{zone}"
+    )
+
+
+def is_document(value: Any) -> bool:
+    """Tell whether text looks like a JSON object or list."""
+    return isinstance(value, str) and _DOCUMENT.match(value) is not None
 
 
 def parsed(document: Any) -> Any:
-    """Parse JSON text; raise Unusable where it is none (NaN and Infinity are no JSON)."""
+    """Parse JSON text or bytes; raise Unusable (NaN and Infinity are no JSON)."""
+    document = text(document)
     try:
         value = orjson.loads(document)
-        if _LONG_INTEGER.search(
-            document if isinstance(document, str) else bytes(document).decode()
-        ):
-            value = json.loads(document if isinstance(document, str) else bytes(document))
+        if _LONG_INTEGER.search(document):
+            value = json.loads(document)
     except (ValueError, RecursionError):
         raise Unusable("is not valid JSON") from None
     return value
@@ -166,15 +155,15 @@ def plain(value: Any, note: Callable[[str], None], depth: int = 0) -> Any:
     """
     if depth > MAX_DEPTH:
         raise TooDeep("is nested too deeply")
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return _plain_mapping(value, note, depth)
-    if isinstance(value, (list, tuple, set, frozenset)) and not isinstance(value, Unreadable):
+    if isinstance(value, (list, tuple)) and not isinstance(value, Unreadable):
         return [_plain_item(item, note, depth) for item in value]
     return _plain_leaf(value, note)
 
 
 def _plain_mapping(
-    value: Mapping[Any, Any], note: Callable[[str], None], depth: int
+    value: Dict[Any, Any], note: Callable[[str], None], depth: int
 ) -> Dict[str, Any]:
     result = {}
     for name, part in value.items():
@@ -201,8 +190,9 @@ def _plain_leaf(value: Any, note: Callable[[str], None]) -> Any:
     if isinstance(value, int):
         if -(2**63) <= value < 2**64:
             return value
-        note("sent as text, too long for a number of JSON")
-        return text(value)
+        digits = text(value)
+        note("sent as text, is too long for a number of JSON")
+        return digits
     if isinstance(value, float):
         return number(value)
     if isinstance(value, Decimal):
@@ -215,43 +205,40 @@ def _plain_leaf(value: Any, note: Callable[[str], None]) -> Any:
         return str(value)
     if isinstance(value, Unreadable):
         raise Unusable(value.reason)
-    raise Unusable(f"of type {type(value).__name__}, which JSON cannot carry")
+    if isinstance(value, Unusable):
+        raise value
+    raise Unusable(f"is of type {type(value).__name__}, which JSON cannot carry")
 
 
 def _plain_decimal(value: Decimal, note: Callable[[str], None]) -> Any:
     result = number(value)
     if result == value or Decimal(repr(result)) == value:
         return int(result) if result.is_integer() and abs(result) < 2**53 else result
-    note("sent as text, too long for a number of JSON")
+    note("sent as text, is too long for a number of JSON")
     return str(value)
 
 
 def picture(value: Any) -> str:
-    """Return a picture as base64, ``""`` where there is none; raise Unusable.
+    """Return a picture as base64; raise Unusable.
 
     Takes base64 text (sound text passes untouched; a data: prefix, line breaks, the URL alphabet
     and missing padding are repaired), the same as ASCII bytes, and raw bytes.
     """
-    if value is None:
-        return ""
-    if isinstance(value, Unreadable):
-        raise Unusable(value.reason)
     if not isinstance(value, TEXT):
         raise Unusable("is neither text nor bytes")
-    is_text = isinstance(value, str)
     try:
         raw = value.encode("ascii") if isinstance(value, str) else bytes(value)
     except UnicodeEncodeError:
         raise Unusable("is not base64") from None
     if _is_base64(raw):
         return value if isinstance(value, str) else raw.decode("ascii")
-    repaired = (
-        _DATA_PREFIX.sub(b"", raw, count=1).translate(_STANDARD_ALPHABET, b" \t\r\n").rstrip(b"=")
-    )
+    prefix = _DATA_PREFIX.match(raw)
+    base = raw[prefix.end() :] if prefix else raw
+    repaired = base.translate(_STANDARD_ALPHABET, b" \t\r\n").rstrip(b"=")
     repaired += b"=" * (-len(repaired) % 4)
     if _is_base64(repaired):
         return repaired.decode("ascii")
-    if is_text:
+    if isinstance(value, str):
         raise Unusable("is not base64")
     return base64.b64encode(raw).decode("ascii")
 
@@ -262,7 +249,7 @@ def _is_base64(raw: bytes) -> bool:
     return len(raw) % 4 == 0 and rest in (b"", b"=", b"==") and raw.endswith(rest)
 
 
-def scaled(base64_text: str, side: int = 320, max_pixels: int = 50_000_000) -> Optional[str]:
+def scaled(base64_text: str, side: int = 320, max_pixels: int = 25_000_000) -> Optional[str]:
     """Return a picture made to fit side x side pixels, None without pillow; raise Unusable."""
     try:
         from PIL import Image
@@ -298,9 +285,11 @@ def _encodable(value: str) -> bool:
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _LONG_INTEGER = re.compile(r"\d{19}")
 """orjson reads integers beyond 64 bits as rounded floats; the standard library keeps them."""
+_DOCUMENT = re.compile(r"\s*[{\[]")
 _ISO = re.compile(
-    r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d+))?)?"
-    r"\s*([Zz]|[+-]\d\d(?::?\d\d)?)?)?",
+    r"(?P<day>\d{4}-\d\d-\d\d)"
+    r"([Tt ](?P<hour>\d\d):(?P<minute>\d\d)(:(?P<second>\d\d)([.,](?P<fraction>\d+))?)?"
+    r"\s*(?P<zone>[Zz]|[+-]\d\d(:?\d\d)?)?)?",
     re.ASCII,
 )
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
