@@ -11,17 +11,16 @@ import threading
 import time
 from collections import deque
 from email.utils import parsedate_to_datetime
-from typing import Any, Callable, Deque, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Callable, Deque, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 import requests
 import tenacity
 import urllib3
 
-from se3_uploader import __version__, config, transport
+from se3_uploader import __version__, config
+from se3_uploader.credentials import Access, CredentialsError, read_access, stamp_of
 from se3_uploader.policy import Answer
-
-MAX_ANSWER = 64 * 1024
-"""Bytes of an answer's body that are read and kept."""
+from se3_uploader.transport import Line, PlaintextRefused, StaleConnection
 
 MAX_RETRY_AFTER = 86400.0
 """Seconds: a platform that asks us to wait longer is taken to mean a day."""
@@ -54,15 +53,14 @@ class Sink:
     """
 
     def __init__(self, endpoint: config.Endpoint, collect: Collect) -> None:
-        """Connect nothing yet. Raises requests.RequestException for an impossible url or header."""
+        """Connect nothing yet."""
         self.endpoint = endpoint
         self.certificate_not_after: Optional[float] = None
         """Epoch seconds at which the platform's certificate expires; None until it was seen."""
-        self.headers = _headers(endpoint)
         self.collect = collect
         self._changed = threading.Condition()
         """Guards everything below."""
-        self._access: Optional[transport.Access] = None
+        self._access: Optional[Access] = None
         self._workers: List[_Worker] = []
         self._idle: List[_Worker] = []
         self._waiting: Deque[Delivery] = deque()
@@ -98,7 +96,8 @@ class Sink:
             self._changed.wait_for(lambda: self._in_flight == 0, timeout)
             self._aborted = True
             for worker in self._workers:
-                worker.cut(STOPPED)
+                if worker.line:
+                    worker.line.cut(STOPPED)
             for worker in self._idle:
                 worker.inbox.put(None)
             self._idle.clear()
@@ -110,24 +109,24 @@ class Sink:
 
     # What follows is called by the workers.
 
-    def access(self) -> transport.Access:
+    def access(self) -> Access:
         """Give the endpoint's credentials, read again if a file changed since the last call.
 
-        Raises transport.CredentialsError.
+        Raises CredentialsError.
         """
-        stamp = transport.stamp(self.endpoint)
+        stamp = stamp_of(self.endpoint)
         access = self._access
         if access is None or access.stamp != stamp:
             with self._changed:
                 access = self._access
                 if access is None or access.stamp != stamp:
-                    access = self._access = transport.read_access(self.endpoint)
+                    access = self._access = read_access(self.endpoint)
         return access
 
-    def begin(self, line: transport.Line) -> None:
+    def begin(self, line: Line) -> None:
         """Start the total time limit of a POST, or cut it at once when the sink was aborted."""
         with self._changed:
-            line.begin(self.endpoint.timeout.total)
+            line.begin()
             if self._aborted:
                 line.cut(STOPPED)
             elif self._watcher is None:
@@ -177,29 +176,20 @@ class Sink:
 
 
 class _Worker:
-    """A thread with one connection."""
+    """A thread with one line."""
 
     def __init__(self, sink: Sink) -> None:
         self.sink = sink
         self.inbox: queue.SimpleQueue[Optional[Delivery]] = queue.SimpleQueue()
+        self.line: Optional[Line] = None
         self.thread = threading.Thread(
             target=self._run, name=f"post {sink.endpoint.name}", daemon=True
         )
-        self.line: Optional[transport.Line] = None
-        self._route: Optional[transport.Route] = None
-        self._access: Optional[transport.Access] = None
-        limits = sink.endpoint.timeout
-        self._timeout = urllib3.Timeout(connect=limits.connect, read=limits.read)
         self._again = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(2),
-            retry=tenacity.retry_if_exception(self._died_idle),
+            retry=tenacity.retry_if_exception_type(StaleConnection),
             reraise=True,
         )
-
-    def cut(self, reason: str) -> None:
-        """End the POST in hand, if there is one, from another thread."""
-        if self.line:
-            self.line.cut(reason)
 
     def _run(self) -> None:
         while True:
@@ -210,92 +200,48 @@ class _Worker:
             self.sink.next_for(self)
             self.sink.collect(delivery.id, answer)
             self.sink.handed_over()
-            del delivery
-        if self._route:
-            self._route.close()
+            del delivery  # not to hold a picture while idle
+        if self.line:
+            self.line.disconnect()
 
     def _answer(self, delivery: Delivery) -> Answer:
         """Make a POST, whatever happens."""
+        endpoint = self.sink.endpoint
         started = time.monotonic()
+        line: Optional[Line] = None
         try:
-            status, body, retry_after = self._again(self._post, delivery)
-            return Answer(
-                status=status,
-                body=body,
-                retry_after=retry_after,
-                seconds=time.monotonic() - started,
-            )
+            line = self._current_line()
+            body = delivery.body
+            if endpoint.compression == "gzip":
+                body = gzip.compress(body, compresslevel=1, mtime=0)
+            self.sink.begin(line)
+            try:
+                reply = self._again(line.exchange, delivery.key, body)
+            finally:
+                line.end()
+            self.sink.certificate_not_after = line.certificate_not_after
+            if reply.status < 200:
+                raise http.client.HTTPException("an interim answer in place of a final one")
+            if reply.broken and endpoint.accept and reply.status < 300:
+                raise reply.broken  # whether the event was accepted stands in the body
         except Exception as error:
-            fault, detail = explain(error, self.sink.endpoint, self.line)
+            fault, detail = explain(error, endpoint, line)
             return Answer(fault=fault, detail=detail[:200], seconds=time.monotonic() - started)
-        finally:
-            if self.line:
-                self.line.end()
-
-    def _post(self, delivery: Delivery) -> Tuple[int, bytes, Optional[float]]:
-        sink = self.sink
-        access = sink.access()
-        if self._route is None or access is not self._access:
-            if self._route:
-                self._route.close()
-            self._route = transport.open_route(sink.endpoint, access)
-            self._access, self.line = access, self._route.line
-        pool, target, line = self._route
-        sink.begin(line)
-        headers = {**sink.headers, "Idempotency-Key": delivery.key}
-        if access.authorization:
-            headers["Authorization"] = access.authorization
-        body = delivery.body
-        if sink.endpoint.compression == "gzip":
-            body = gzip.compress(body, compresslevel=1, mtime=0)
-        response = pool.urlopen(
-            "POST",
-            target,
-            body=body,
-            headers=headers,
-            retries=_NO_RETRY,
-            redirect=False,
-            assert_same_host=False,
-            timeout=self._timeout,
-            preload_content=False,
-            decode_content=False,
-            enforce_content_length=True,
+        return Answer(
+            status=reply.status,
+            body=reply.body,
+            retry_after=retry_after(reply.headers),
+            seconds=time.monotonic() - started,
         )
-        if line.certificate_not_after is not None:
-            sink.certificate_not_after = line.certificate_not_after
-        if response.status < 200:
-            response.close()
-            raise http.client.HTTPException("an interim answer in place of a final one")
-        content = self._read(response, line)
-        line.answers += 1
-        return response.status, content, retry_after(response.headers)
 
-    def _read(self, response: Any, line: transport.Line) -> bytes:
-        """Read what is kept of a body; a connection with more of it to come is closed.
-
-        A body that breaks off matters only where it decides whether the event was accepted.
-        """
-        try:
-            body: bytes = response.read(MAX_ANSWER)
-            if line.cut_reason:
-                raise ConnectionAbortedError(line.cut_reason)
-        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError):
-            if 200 <= response.status < 300 and self.sink.endpoint.accept:
-                raise
-            body = b""
-        if not response.isclosed():
-            response.close()
-        return body
-
-    def _died_idle(self, error: BaseException) -> bool:
-        """Tell whether a kept-alive connection had died before this POST, unseen until now."""
-        line = self.line
-        if line is None or line.cut_reason or not line.answers:
-            return False
-        return any(isinstance(cause, (ConnectionError, ssl.SSLEOFError)) for cause in causes(error))
-
-
-_NO_RETRY = urllib3.Retry(False, redirect=False)
+    def _current_line(self) -> Line:
+        """Give the line, a new one when the credentials have changed."""
+        access = self.sink.access()
+        if self.line is None or self.line.access is not access:
+            if self.line is not None:
+                self.line.disconnect()
+            self.line = Line(self.sink.endpoint, access, _headers(self.sink.endpoint))
+        return self.line
 
 
 def _headers(endpoint: config.Endpoint) -> Mapping[str, str]:
@@ -310,12 +256,10 @@ def _headers(endpoint: config.Endpoint) -> Mapping[str, str]:
     headers.update(endpoint.headers)
     if endpoint.compression == "gzip":
         headers["Content-Encoding"] = "gzip"
-    prepared = requests.Request("POST", endpoint.url, headers=headers).prepare()
-    prepared.headers.pop("Content-Length", None)
-    return dict(prepared.headers)
+    return headers
 
 
-def retry_after(headers: Mapping[str, str]) -> Optional[float]:
+def retry_after(headers: http.client.HTTPMessage) -> Optional[float]:
     """Read Retry-After, seconds or a date, as seconds from now; None where there is none.
 
     A date is compared with the answer's own Date, as a box's clock may be years off.
@@ -341,7 +285,7 @@ def causes(error: Optional[BaseException]) -> Iterator[BaseException]:
 
 
 def explain(
-    error: BaseException, endpoint: config.Endpoint, line: Optional[transport.Line]
+    error: BaseException, endpoint: config.Endpoint, line: Optional[Line]
 ) -> Tuple[str, str]:
     """Turn what a POST raised into one of policy.FAULTS and words about what to do.
 
@@ -352,9 +296,9 @@ def explain(
         return ("connection" if line.cut_reason == STOPPED else "timeout"), line.cut_reason
     chain = list(causes(error))
     for cause in chain:
-        if isinstance(cause, transport.CredentialsError):
+        if isinstance(cause, CredentialsError):
             return "credentials", str(cause)
-        if isinstance(cause, transport.PlaintextRefused):
+        if isinstance(cause, PlaintextRefused):
             return "plaintext", f"{cause} would go over plain http to a public address: use https"
         if isinstance(cause, urllib3.exceptions.ConnectTimeoutError):
             return "timeout", f"no connection within {limits.connect:g} s"

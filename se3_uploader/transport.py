@@ -1,37 +1,35 @@
-"""How bytes travel: connections that can be cut off, verified TLS, credentials from files.
+"""How bytes travel: one connection that is kept alive and can be cut off at any time.
 
-Everything here belongs to one endpoint and is free of any idea of events or answers; the sink is
-the only user.
+Free of any idea of events or of what an answer means; the sink is the only user.
 """
 
 from __future__ import annotations
 
-import base64
+import http.client
 import ipaddress
 import logging
-import os
 import socket
 import ssl
 import threading
 import time
 import warnings
-from http.client import HTTPConnection as PlainConnection
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple, Optional
 from urllib.parse import urlsplit
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from requests.certs import where
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.util.connection import is_connection_dropped
 
 from se3_uploader import config
+from se3_uploader.credentials import Access
+
+MAX_BODY = 64 * 1024
+"""Bytes of an answer's body that are read and kept."""
 
 SEND_BLOCK = 64 * 1024
 """Bytes handed to a socket at once: each block has the read timeout to leave in."""
-
-MAX_SECRET = 16 * 1024
-"""Bytes of a token file that are read; no server takes a longer header."""
 
 TRUSTED_NETWORKS = tuple(
     ipaddress.ip_network(network)
@@ -52,118 +50,83 @@ TRUSTED_NETWORKS = tuple(
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 
 
-class CredentialsError(Exception):
-    """A token, password or certificate file cannot be used. Names the file, never its content."""
-
-
 class PlaintextRefused(Exception):
     """Something that must not be read by others would go unencrypted to a public address."""
 
 
-class Access(NamedTuple):
-    """What the files of an endpoint held when they were last read."""
-
-    stamp: Tuple[Tuple[int, int, int], ...]
-    """From `stamp`, taken before reading."""
-    authorization: Optional[str]
-    """Value of the Authorization header."""
-    context: Optional[ssl.SSLContext]
-    """None for http."""
+class StaleConnection(Exception):
+    """A kept connection had died unseen: nothing came back on it."""
 
 
-def stamp(endpoint: config.Endpoint) -> Tuple[Tuple[int, int, int], ...]:
-    """Say in a few numbers which versions of an endpoint's files there are now.
+class Reply(NamedTuple):
+    """What came back."""
 
-    Raises CredentialsError where one is missing.
-    """
-    stamps = []
-    for name in _files(endpoint):
-        try:
-            found = os.stat(_expand(name))
-        except OSError as error:
-            raise CredentialsError(_unreadable(name, error)) from None
-        stamps.append((found.st_ino, found.st_size, found.st_mtime_ns))
-    return tuple(stamps)
-
-
-def read_access(endpoint: config.Endpoint) -> Access:
-    """Read the credentials and certificates of an endpoint.
-
-    Raises CredentialsError where a file is missing, empty, or not what it should be.
-    """
-    auth = endpoint.auth
-    before = stamp(endpoint)
-    authorization = None
-    if auth.bearer_file:
-        authorization = "Bearer " + _secret(auth.bearer_file)
-    elif auth.basic_file:
-        secret = _secret(auth.basic_file)
-        if ":" not in secret:
-            raise CredentialsError(f"{auth.basic_file}: write user:password on one line")
-        authorization = "Basic " + base64.b64encode(secret.encode()).decode()
-    context = tls_context(endpoint.tls) if endpoint.url.startswith("https:") else None
-    return Access(before, authorization, context)
-
-
-def tls_context(tls: config.Tls) -> ssl.SSLContext:
-    """Make what a TLS connection is checked against: at least TLS 1.2, own CA or the machine's.
-
-    Raises CredentialsError where a certificate or key cannot be loaded.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if not tls.verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    elif tls.ca_file:
-        _load(tls.ca_file, lambda path: context.load_verify_locations(cafile=path))
-    elif _machine_has_authorities():
-        context.load_default_certs()
-    else:
-        context.load_verify_locations(cafile=where())
-    if tls.cert_file:
-        key_file = _expand(tls.key_file) if tls.key_file else None
-        # A password is given so that an encrypted key fails instead of asking on the terminal.
-        _load(tls.cert_file, lambda path: context.load_cert_chain(path, key_file, password=""))
-    return context
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+    """At most MAX_BODY bytes, undecoded; b"" where it broke off."""
+    broken: Optional[Exception]
+    """Why the body broke off; None where it did not."""
 
 
 class Line:
-    """The one connection of a worker, kept alive between POSTs, open to be cut by another thread.
+    """The way to an endpoint, through its proxy if it has one, on one connection kept alive.
 
-    Cutting shuts the socket down under the worker, whatever it waits for: sending, the TLS
-    handshake, or an answer that comes byte by byte. A duplicate of the socket serves for that, as
-    TLS takes the original over and a half-read answer outlives its connection.
+    Belongs to one thread, but any thread may cut it. That shuts the socket down under the owner,
+    whatever it waits for: the TLS handshake, sending, or an answer that comes byte by byte. It is
+    done on a duplicate of the socket, because TLS takes the original over.
+
+    requests prepares the URL and the headers, and its adapter makes the pool that opens
+    connections, so addresses, TLS and proxies work as everywhere in requests. Its send() and
+    urllib3's urlopen() are left out: they take several times as long as the exchange itself, and
+    send() trusts the public authorities beside our own. Nothing is taken from the environment.
     """
 
-    def __init__(self, refusal: str, read_timeout: float) -> None:
-        self.refusal = refusal
-        """Why this endpoint must not be reached in plain text at a public address; "" if it may."""
-        self.read_timeout = read_timeout
+    def __init__(self, endpoint: config.Endpoint, access: Access, headers: Mapping[str, str]):
+        """Connect nothing yet. Raises ValueError for an impossible url or header."""
+        self.access = access
         self.deadline = float("inf")
-        """Monotonic time at which the POST in hand is cut; infinite between POSTs."""
+        """Monotonic time at which the POST in hand is to be cut; infinite between POSTs."""
         self.cut_reason = ""
         """Why the POST in hand was cut; "" while it was not."""
-        self.answers = 0
-        """Complete answers seen on the present connection."""
-        self.connection: Optional[PlainConnection] = None
         self.certificate_not_after: Optional[float] = None
+        """Epoch seconds, of the platform's certificate on the last verified connection."""
+        self._limits = endpoint.timeout
+        self._refusal = _refusal(endpoint, access)
         self._lock = threading.Lock()
         self._handle: Optional[socket.socket] = None
+        self._connection: Any = None
 
-    def begin(self, total: float) -> None:
-        """Start the clock of a POST that may take total seconds."""
+        prepared = requests.Request("POST", endpoint.url, headers=headers).prepare()
+        if access.authorization:
+            prepared.headers["Authorization"] = access.authorization
+        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=1)
+        adapter.init_poolmanager(1, 1, ssl_context=access.context)
+        manager, proxies = adapter.poolmanager, {}
+        if endpoint.proxy:
+            manager = adapter.proxy_manager_for(endpoint.proxy, ssl_context=access.context)
+            proxies = {urlsplit(endpoint.url).scheme: endpoint.proxy}
+        self._tunnel = bool(endpoint.proxy) and access.context is not None
+        if endpoint.proxy and not self._tunnel:
+            prepared.headers.update(adapter.proxy_headers(endpoint.proxy))
+        self._head = _head(adapter.request_url(prepared, proxies), prepared)
+        if not endpoint.tls.verify:
+            warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)
+        self._pool: Any = manager.connection_from_url(prepared.url)
+        self._pool.ConnectionCls = _Secure if self._pool.scheme == "https" else _Plain
+        self._pool.conn_kw["opened"] = self._opened
+
+    def begin(self) -> None:
+        """Start the clock of a POST."""
         self.cut_reason = ""
-        self.deadline = time.monotonic() + total
+        self.deadline = time.monotonic() + self._limits.total
 
     def end(self) -> None:
-        """Stop the clock, and let a closed connection be closed for the peer as well."""
+        """Stop the clock."""
         self.deadline = float("inf")
-        if self.connection is None or self.connection.sock is None:
-            self.release()
 
     def cut(self, reason: str) -> None:
-        """End the POST in hand from another thread; every later connection of it fails as well."""
+        """End the POST in hand from another thread; a connection that it still opens ends too."""
         with self._lock:
             self.deadline = float("inf")
             self.cut_reason = reason
@@ -173,29 +136,88 @@ class Line:
                 except OSError:  # the peer was faster
                     pass
 
-    def opened(self, connection: socket.socket) -> None:
-        """Take charge of a new connection before the first byte is sent on it.
+    def exchange(self, key: str, body: bytes) -> Reply:
+        """POST a body under an idempotency key, and read the answer.
 
-        Raises PlaintextRefused, and ConnectionAbortedError when the POST was cut meanwhile.
+        Raises StaleConnection where it is safe and sensible to try again at once. Else
+        PlaintextRefused, OSError (ssl.SSLError among them), http.client.HTTPException or
+        urllib3.exceptions.HTTPError.
         """
-        if self.refusal and not is_trusted(connection.getpeername()[0]):
-            raise PlaintextRefused(self.refusal)
+        fresh = self._connection is None or is_connection_dropped(self._connection)
+        response: Optional[http.client.HTTPResponse] = None
+        try:
+            if self.cut_reason:
+                raise ConnectionAbortedError(self.cut_reason)
+            if fresh:
+                self.disconnect()
+                self._connect()
+            connection: socket.socket = self._connection.sock
+            response = http.client.HTTPResponse(connection, method="POST")
+            tail = f"Idempotency-Key: {key}\r\nContent-Length: {len(body)}\r\n\r\n"
+            try:
+                _send(connection, self._head + tail.encode("ascii"), body)
+            except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
+                pass  # A platform may answer and hang up without reading on.
+            response.begin()
+        except BaseException as error:
+            unanswered = response is not None and not isinstance(response.status, int)
+            died = isinstance(error, (ConnectionError, ssl.SSLEOFError))
+            self._hang_up(response)
+            if died and unanswered and not fresh and not self.cut_reason:
+                raise StaleConnection from error
+            raise
+        return self._read(response)
+
+    def _read(self, response: http.client.HTTPResponse) -> Reply:
+        """Read what is kept of a body; a connection with more of it to come is closed."""
+        broken: Optional[Exception] = None
+        body = b""
+        try:
+            body = response.read(MAX_BODY)
+            if self.cut_reason or (response.length and len(body) < MAX_BODY):
+                raise ConnectionAbortedError("the answer broke off")
+        except (OSError, http.client.HTTPException) as error:
+            broken, body = error, b""
+        if broken or response.will_close or not response.isclosed() or response.status < 200:
+            self._hang_up(response)
+        return Reply(response.status, response.headers, body, broken)
+
+    def disconnect(self) -> None:
+        """Close the connection, if there is one."""
+        with self._lock:
+            if self._handle is not None:
+                self._handle.close()
+                self._handle = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _hang_up(self, response: Optional[http.client.HTTPResponse]) -> None:
+        if response is not None:
+            response.close()
+        self.disconnect()
+
+    def _connect(self) -> None:
+        connection = self._connection = self._pool._new_conn()
+        connection.timeout = self._limits.connect
+        if self._tunnel:
+            self._pool._prepare_proxy(connection)
+        else:
+            connection.connect()
+        connection.sock.settimeout(self._limits.read)
+        if self.access.context is not None:
+            not_after = (connection.sock.getpeercert() or {}).get("notAfter")
+            if not_after:
+                self.certificate_not_after = ssl.cert_time_to_seconds(not_after)
+
+    def _opened(self, connection: socket.socket) -> None:
+        """Take charge of a new socket before the first byte is sent on it."""
+        if self._refusal and not is_trusted(connection.getpeername()[0]):
+            raise PlaintextRefused(self._refusal)
         with self._lock:
             if self.cut_reason:
                 raise ConnectionAbortedError(self.cut_reason)
-            self._drop()
             self._handle = connection.dup()
-            self.answers = 0
-
-    def release(self) -> None:
-        """Let the duplicate of the socket go."""
-        with self._lock:
-            self._drop()
-
-    def _drop(self) -> None:
-        if self._handle is not None:
-            self._handle.close()
-            self._handle = None
 
 
 def is_trusted(address: str) -> bool:
@@ -204,46 +226,6 @@ def is_trusted(address: str) -> bool:
     if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
         parsed = parsed.ipv4_mapped
     return any(parsed in network for network in TRUSTED_NETWORKS)
-
-
-class Route(NamedTuple):
-    """Where POSTs of an endpoint go: a pool of one connection, and what to ask of it."""
-
-    pool: Any
-    """urllib3's HTTPConnectionPool (typed too differently across its versions to be named)."""
-    target: str
-    """Path and query, or with a proxy for http the whole URL."""
-    line: Line
-
-    def close(self) -> None:
-        """Close the connection."""
-        self.pool.close()
-        self.line.release()
-
-
-def open_route(endpoint: config.Endpoint, access: Access) -> Route:
-    """Prepare the way to an endpoint, through its proxy if it has one. Connects nothing yet.
-
-    requests' adapter makes the pools, so that URLs and proxies work as everywhere in requests. Its
-    send() is left out: it costs as much again as the POST, and trusts certifi beside our own CA.
-    Nothing is taken from the environment.
-    """
-    prepared = requests.Request("POST", endpoint.url).prepare()
-    adapter = HTTPAdapter(pool_connections=1, pool_maxsize=1)
-    if endpoint.proxy:
-        proxies = {urlsplit(endpoint.url).scheme: endpoint.proxy}
-        manager = adapter.proxy_manager_for(endpoint.proxy, ssl_context=access.context)
-    else:
-        proxies = {}
-        adapter.init_poolmanager(1, 1, ssl_context=access.context)
-        manager = adapter.poolmanager
-    if not endpoint.tls.verify:
-        warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)
-    line = Line(_refusal(endpoint, access), endpoint.timeout.read)
-    pool = manager.connection_from_url(prepared.url)
-    pool.ConnectionCls = _SecureConnection if pool.scheme == "https" else _Connection
-    pool.conn_kw["line"] = line
-    return Route(pool, adapter.request_url(prepared, proxies), line)
 
 
 def _refusal(endpoint: config.Endpoint, access: Access) -> str:
@@ -263,113 +245,55 @@ def _refusal(endpoint: config.Endpoint, access: Access) -> str:
     return ""
 
 
+def _head(target: str, prepared: requests.PreparedRequest) -> bytes:
+    """Write the part of a request that is the same for every POST.
+
+    requests has refused line breaks in headers; lengths and the key belong to the single POST.
+    """
+    headers = {"Host": urlsplit(str(prepared.url)).netloc.rpartition("@")[2], **prepared.headers}
+    own = {"content-length", "transfer-encoding", "idempotency-key", "connection"}
+    lines = [f"POST {target} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in headers.items() if name.lower() not in own]
+    return "\r\n".join([*lines, ""]).encode("latin-1")
+
+
+def _send(connection: socket.socket, head: bytes, body: bytes) -> None:
+    """Send in blocks, as the time limit of a socket is for everything that it is handed at once."""
+    if len(body) < SEND_BLOCK:
+        connection.sendall(head + body)
+        return
+    connection.sendall(head)
+    view = memoryview(body)
+    for start in range(0, len(view), SEND_BLOCK):
+        connection.sendall(view[start : start + SEND_BLOCK])
+
+
 if TYPE_CHECKING:
     _Base = HTTPConnection
 else:
     _Base = object
 
 
-class _Guarded(_Base):
-    """What our connections add to urllib3's: their line, and time limits that hold for sending."""
+class _Watched(_Base):
+    """Shows a new socket to its line before anything is sent on it, TLS included."""
 
-    def __init__(self, *args: Any, line: Line, **kwargs: Any) -> None:
-        self.line = line
-        line.connection = self
+    def __init__(self, *args: Any, opened: Callable[[socket.socket], None], **kwargs: Any) -> None:
+        self._opened = opened
         super().__init__(*args, **kwargs)
 
     def _new_conn(self) -> socket.socket:
         connection = super()._new_conn()
         try:
-            self.line.opened(connection)
+            self._opened(connection)
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def connect(self) -> None:
-        super().connect()
-        # urllib3 leaves the connect timeout in force until the whole body is sent.
-        self.sock.settimeout(self.line.read_timeout)
 
-    def send(self, data: Any) -> None:
-        view = memoryview(data)
-        try:
-            for start in range(0, len(view), SEND_BLOCK):
-                PlainConnection.send(self, view[start : start + SEND_BLOCK])
-        except ConnectionResetError as error:
-            # A platform may answer and hang up without reading on. urllib3 reads that answer after
-            # a broken pipe, in older versions not after a reset.
-            raise BrokenPipeError(error.errno, error.strerror) from error
-
-
-class _Connection(_Guarded, HTTPConnection):
+class _Plain(_Watched, HTTPConnection):
     pass
 
 
-class _SecureConnection(_Guarded, HTTPSConnection):
-    def connect(self) -> None:
-        super().connect()
-        assert isinstance(self.sock, ssl.SSLSocket)
-        not_after = (self.sock.getpeercert() or {}).get("notAfter")
-        if isinstance(not_after, str):
-            self.line.certificate_not_after = ssl.cert_time_to_seconds(not_after)
-
-
-def _files(endpoint: config.Endpoint) -> Tuple[str, ...]:
-    auth, tls = endpoint.auth, endpoint.tls
-    names = (auth.bearer_file, auth.basic_file, tls.ca_file, tls.cert_file, tls.key_file)
-    return tuple(name for name in names if name)
-
-
-def _expand(path: str) -> str:
-    """Put systemd's folder of credentials into a path; no other variable is expanded."""
-    for variable in ("${CREDENTIALS_DIRECTORY}", "$CREDENTIALS_DIRECTORY"):
-        if variable in path:
-            folder = os.environ.get("CREDENTIALS_DIRECTORY")
-            if not folder:
-                raise CredentialsError(
-                    f"{path}: CREDENTIALS_DIRECTORY is not set; add LoadCredential= to the unit"
-                )
-            return path.replace(variable, folder)
-    return path
-
-
-def _secret(name: str) -> str:
-    """Read one line that can stand in a header."""
-    try:
-        with open(_expand(name), "rb") as file:
-            content = file.read(MAX_SECRET + 1)
-    except OSError as error:
-        raise CredentialsError(_unreadable(name, error)) from None
-    if len(content) > MAX_SECRET:
-        raise CredentialsError(f"{name}: longer than {MAX_SECRET} bytes, is it the right file?")
-    text = content.decode("utf-8", "replace").strip()
-    if not text:
-        raise CredentialsError(f"{name}: the file is empty, write the token or password into it")
-    if not text.isprintable() or "\ufffd" in text:
-        raise CredentialsError(f"{name}: must be one line of text")
-    return text
-
-
-def _load(name: str, load: Callable[[str], None]) -> None:
-    try:
-        load(_expand(name))
-    except ssl.SSLError as error:
-        reason = error.reason or "no usable certificate in it"
-        raise CredentialsError(
-            f"{name}: cannot be loaded ({reason}); it must be PEM, a key unencrypted and matching"
-        ) from None
-    except OSError as error:
-        raise CredentialsError(_unreadable(name, error)) from None
-
-
-def _unreadable(name: str, error: OSError) -> str:
-    return f"{name}: {error.strerror}; the service's user must be able to read it"
-
-
-def _machine_has_authorities() -> bool:
-    """Tell whether OpenSSL's default places hold certificates; small systems come without."""
-    paths = ssl.get_default_verify_paths()
-    if paths.cafile and os.path.getsize(paths.cafile):
-        return True
-    return bool(paths.capath and os.listdir(paths.capath))
+class _Secure(_Watched, HTTPSConnection):
+    pass
