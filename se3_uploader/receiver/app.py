@@ -155,7 +155,8 @@ def _feed(store: Store) -> Dict[str, Any]:
     asked = request.args
     before = asked.get("before", 0, int)
     cursor, now = store.cursor(), time.time_ns() // 1_000_000
-    since = asked.get("since", 0, int) if asked.get("store") == store.token else 0
+    known = asked.get("store") == store.token
+    since = asked.get("since", 0, int) if known else 0
     answer: Dict[str, Any] = {
         "store": store.token,
         "cursor": cursor,
@@ -163,7 +164,7 @@ def _feed(store: Store) -> Dict[str, Any]:
         "counts": store.counts(),
         "rate": store.rate(_RATE_SECONDS, now),
     }
-    if since == cursor and not before:
+    if known and since == cursor and not before:
         return answer
     events = store.latest_events(
         _CARDS + 1,

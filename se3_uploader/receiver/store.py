@@ -107,7 +107,7 @@ class Store:
     def add_event(
         self, payload: Any, reasons: Sequence[str], key: Optional[str], body: bytes
     ) -> None:
-        """Store a HistoryEvent, accepted where there are no reasons; the same key again is a repeat.
+        """Store a HistoryEvent, refused where there are reasons; the same key again is a repeat.
 
         ``body`` is what came over the wire, to tell whether a repeat is the same one.
         """
