@@ -1,6 +1,7 @@
 """uploader.yaml as frozen dataclasses, one field for each key of the file.
 
-Durations are float seconds, sizes are int bytes, paths are absolute strings or as written.
+Durations are float seconds, sizes are int bytes, paths are as written. What may hold a password
+stays out of every repr.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Gateway:
 class Source:
     """The event database and how its columns become fields."""
 
-    url: str
+    url: str = field(repr=False)
     name: str = "events"
     profile: str = "se3"
     table: Optional[str] = "event"
@@ -116,12 +117,12 @@ class Endpoint:
 
     kind: str
     """``history_event`` or ``device_status``: the section it stands in."""
-    url: str
+    url: str = field(repr=False)
     name: str
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     auth: Auth = Auth()
     tls: Tls = Tls()
-    proxy: Optional[str] = None
+    proxy: Optional[str] = field(default=None, repr=False)
     timeout: Timeout = Timeout()
     allow_plaintext: bool = False
     max_in_flight: int = 4

@@ -48,8 +48,8 @@ def format_duration(seconds: float) -> str:
     """Seconds for people, in the two largest units: ``250ms``, ``20s``, ``1m 30s``, ``2d 4h``."""
     if seconds < 0:
         return "-" + format_duration(-seconds)
-    if seconds < 1:
-        return f"{round(seconds * 1000)}ms" if seconds else "0s"
+    if 0 < round(seconds * 1000) < 1000:
+        return f"{round(seconds * 1000)}ms"
     if seconds < 10 and round(seconds, 1) % 1:
         return f"{seconds:.1f}s"
     rest = round(seconds)
@@ -57,13 +57,15 @@ def format_duration(seconds: float) -> str:
     for unit in ("d", "h", "m", "s"):
         count, rest = divmod(rest, int(SECONDS[unit]))
         parts.append(f"{count}{unit}" if count else "")
-    first = next(place for place, part in enumerate(parts) if part)
+    first = next((place for place, part in enumerate(parts) if part), None)
+    if first is None:
+        return "0s"
     return " ".join(part for part in parts[first : first + 2] if part)
 
 
 def format_size(count: int) -> str:
     """Bytes for people, one decimal where it says something: ``0B``, ``1.5GiB``, ``512MiB``."""
-    unit = next((unit for unit in reversed(BYTES) if abs(count) >= BYTES[unit]), "B")
+    unit = next((unit for unit in BYTES if round(abs(count) / BYTES[unit], 1) < 1024), "TiB")
     return f"{count / BYTES[unit]:.1f}".replace(".0", "") + unit
 
 

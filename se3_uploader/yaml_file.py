@@ -37,10 +37,9 @@ class Document:
     def report(self, problems: Mapping[Path, str]) -> List[str]:
         """Problems as ``file:line: key: text`` in the order of the file."""
         return [
-            f"{self.file}:{line}: {_shown(path)}{text}"
-            for line, path, text in sorted(
-                ((self._line(path), path, text) for path, text in problems.items()),
-                key=lambda found: found[0],
+            f"{self.file}:{line}: {key}{text}"
+            for line, key, text in sorted(
+                (self._line(path), _shown(path), text) for path, text in problems.items()
             )
         ]
 
@@ -104,12 +103,13 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Optional[yaml.Node], index: Any) -> Optional[yaml.Node]:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        mark = event.start_mark
         if isinstance(event, yaml.AliasEvent):
             problem = "aliases (*name) are not allowed, write the value out"
-            raise _Refused(problem=problem, problem_mark=event.start_mark)
+            raise _Refused(problem=problem, problem_mark=mark)
         if self.depth == MAX_DEPTH:
             problem = f"nested deeper than {MAX_DEPTH} levels"
-            raise _Refused(problem=problem, problem_mark=event.start_mark)
+            raise _Refused(problem=problem, problem_mark=mark)
         self.depth += 1
         node: Optional[yaml.Node] = super().compose_node(parent, index)
         self.depth -= 1
@@ -205,7 +205,7 @@ def _scalar(loader: _Loader, node: yaml.Node) -> Any:
 
 
 def _shown(path: Path) -> str:
-    """``history_event.endpoints[0].url: ``; a key that is no plain word may be a misplaced secret."""
+    """``history_event.endpoints[0].url: ``; a key that is no plain word may be a lost secret."""
     parts = ""
     for part in path:
         if isinstance(part, int):
