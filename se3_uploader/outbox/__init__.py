@@ -11,6 +11,7 @@ from .schema import (
     STATES,
     OutboxDamaged,
     OutboxError,
+    quarantine,
 )
 from .store import REPORTS, Changes, Cursor, EndpointState, Entry, Outbox
 
@@ -31,4 +32,5 @@ __all__ = [
     "Outbox",
     "OutboxDamaged",
     "OutboxError",
+    "quarantine",
 ]

@@ -1,4 +1,4 @@
-"""The outbox file: tables, numbered migrations, permissions, errors, and a damaged one put aside."""
+"""The outbox file: tables, migrations, permissions, errors, and putting a damaged one aside."""
 
 from __future__ import annotations
 

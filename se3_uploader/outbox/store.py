@@ -25,8 +25,9 @@ class Entry:
     """One event (or report) for one endpoint: a row of the outbox, or one that soon will be."""
 
     __slots__ = (
-        "answer", "at", "attempts", "copied", "endpoint_id", "fingerprint", "generation_id", "key",
-        "lane", "reason", "row_id", "state", "strip",
+        "answer", "at", "attempts", "blamed", "copied", "endpoint_id", "fingerprint",
+        "generation_id", "key", "lane", "passes", "reason", "rejections", "row_id", "state",
+        "strip",
     )  # fmt: skip
 
     def __init__(
@@ -47,6 +48,11 @@ class Entry:
         self.reason: Optional[str] = None
         self.answer: Optional[str] = None
         self.copied = copied
+        self.blamed = 0
+        """Failures while the endpoint was well, which may be this event's own fault."""
+        self.rejections = 0
+        self.passes = 0
+        """Deliveries the endpoint had accepted when this one was first rejected."""
 
 
 class Cursor(NamedTuple):
@@ -246,8 +252,9 @@ class Outbox:
                     tally = tallies.setdefault(account, _Tally())
                     copied_bytes -= self._save(entry, tally, new_ids)
                 for entry, body in changes.copies:
-                    row_id = new_ids.get(id(entry), entry.row_id)
-                    copied_bytes += self._copy(row_id, body)
+                    if entry.state in (PENDING, DEAD):
+                        row_id = new_ids.get(id(entry), entry.row_id)
+                        copied_bytes += self._copy(row_id, body)
                 for account in {*tallies, *changes.cursors}:
                     self._post(account, tallies.get(account), changes.cursors.get(account))
                 for endpoint_id, state in changes.endpoints.items():
@@ -266,7 +273,11 @@ class Outbox:
 
     def _save(self, entry: Entry, tally: _Tally, new_ids: Dict[int, int]) -> int:
         """Insert or update one row; returns the bytes of its copy where that was let go."""
-        if entry.row_id is None and id(entry) not in new_ids:
+        if entry.row_id is None and entry.generation_id == REPORTS and entry.state == DELIVERED:
+            tally.seen += 1
+            self._count(entry, tally)
+            return 0
+        if entry.row_id is None:
             row_id = self._insert(entry, tally)
             if row_id is not None:
                 new_ids[id(entry)] = row_id
@@ -278,9 +289,12 @@ class Outbox:
                 entry.endpoint_id, entry.key, entry.generation_id,
             )  # fmt: skip
         row_id = new_ids.get(id(entry), entry.row_id)
-        if entry.generation_id == REPORTS and entry.state in (DELIVERED, LOST):
+        values: Tuple[object, ...] = (row_id,)
+        if entry.generation_id == REPORTS and entry.state == DELIVERED:
             sql = "DELETE FROM delivery WHERE id = ? AND state = 0"
-            values: Tuple[object, ...] = (row_id,)
+        elif entry.generation_id == REPORTS and entry.state == PENDING:
+            sql = "UPDATE delivery SET key = ?, attempts = ?, at = ? WHERE id = ? AND state = 0"
+            values = (entry.key, entry.attempts, entry.at, row_id)
         else:
             sql = (
                 "UPDATE delivery SET state = ?, strip = ?, attempts = ?, at = ?, reason = ?,"
@@ -297,6 +311,53 @@ class Outbox:
         if entry.state in (PENDING, DEAD):
             return 0
         return self._drop_copy(row_id) if entry.copied else 0
+
+    def revive(self, row_ids: Sequence[int]) -> int:
+        """Make dead letters pending again under their old idempotency keys; returns how many."""
+        return self._move(row_ids, DEAD, PENDING)
+
+    def _move(self, row_ids: Sequence[int], old: int, new: int) -> int:
+        moved = 0
+        try:
+            with self._database.atomic("IMMEDIATE"):
+                for row_id in row_ids:
+                    found = self._read(
+                        "SELECT endpoint_id, generation_id FROM delivery"
+                        " WHERE id = ? AND state = ?",
+                        row_id, old,
+                    )  # fmt: skip
+                    if not found:
+                        continue
+                    self._database.execute_sql(
+                        "UPDATE delivery SET state = ?, at = ? WHERE id = ?",
+                        (new, self._wall(), row_id),
+                    )
+                    tally = _Tally()
+                    tally.add(old, -1)
+                    tally.add(new, 1)
+                    self._post(found[0], tally, None)
+                    moved += 1
+        except peewee.PeeweeException as error:
+            raise explain(error, self.path) from None
+        return moved
+
+    def forget_reports(self, endpoint_id: int) -> None:
+        """Drop status reports that were never sent: a fresh one takes their place."""
+        try:
+            with self._database.atomic("IMMEDIATE"):
+                rows = self._read(
+                    "SELECT id FROM delivery WHERE endpoint_id = ? AND state = 0", endpoint_id
+                )
+                for (row_id,) in rows:
+                    self.copied_bytes -= self._drop_copy(row_id)
+                    self._database.execute_sql("DELETE FROM delivery WHERE id = ?", (row_id,))
+                if rows:
+                    tally = _Tally()
+                    tally.seen = -len(rows)
+                    tally.add(PENDING, -len(rows))
+                    self._post((endpoint_id, REPORTS), tally, None)
+        except peewee.PeeweeException as error:
+            raise explain(error, self.path) from None
 
     def _insert(self, entry: Entry, tally: _Tally) -> Optional[int]:
         done = self._database.execute_sql(

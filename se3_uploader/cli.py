@@ -1,0 +1,149 @@
+"""The command line: arguments, wording, exit codes. The only place that prints or exits."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from typing import Callable, Dict, Optional, Sequence
+
+from . import __version__, config, log
+
+OK, PROBLEM, USAGE, TEMPORARY, CONFIG = 0, 1, 2, 75, 78
+"""Exit codes: good; a problem was found; wrong usage; try again later (EX_TEMPFAIL); the
+configuration is wrong (EX_CONFIG)."""
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Run one command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _COMMANDS[options.command](options)
+    except config.ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        return CONFIG
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output, head perhaps, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except Exception as error:
+        if not _is_foreseen(error):
+            raise
+        print(f"se3-uploader: {error}", file=sys.stderr)
+        return TEMPORARY
+
+
+def _is_foreseen(error: Exception) -> bool:
+    from .outbox import OutboxError
+    from .source import SourceError
+
+    return isinstance(error, (OutboxError, SourceError))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="se3-uploader",
+        description="Uploads every event of an SE3 AI mini machine, and the state of the box,"
+        " to a platform. Nothing is lost.",
+    )
+    parser.add_argument("--version", action="version", version=f"se3-uploader {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    configured = argparse.ArgumentParser(add_help=False)
+    configured.add_argument(
+        "-c", "--config", metavar="PATH", help="uploader.yaml (default: $SE3_UPLOADER_CONFIG,"
+        " ./uploader.yaml, /etc/se3-uploader/uploader.yaml)",
+    )  # fmt: skip
+
+    run = commands.add_parser("run", parents=[configured], help="upload, in the foreground")
+    run.add_argument(
+        "--once", action="store_true",
+        help="deliver what the database holds now and exit: 0 all delivered, 75 something is"
+        " still pending, 1 something is dead or lost",
+    )  # fmt: skip
+    _add_receive(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add_receive(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    receive = commands.add_parser("receive", help="a test platform with a page to look at")
+    receive.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    receive.add_argument("--port", type=int, default=9528, help="0: any free one")
+    receive.add_argument("--dir", help="where to store what arrives (default: a temporary folder)")
+    receive.add_argument(
+        "--fail", type=_rate, default=0.0, metavar="RATE", help="answer this share with 503, 0 to 1"
+    )
+    receive.add_argument(
+        "--delay", type=int, default=0, metavar="MS", help="wait before each answer"
+    )
+    receive.add_argument("--status", type=int, metavar="CODE", help="answer everything with CODE")
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    demo = commands.add_parser("demo", help="box, uploader and platform on this machine")
+    demo.add_argument(
+        "--events", type=int, metavar="N", help="end after N events: 0 only if all arrived intact"
+    )
+    demo.add_argument("--port", type=int, default=9528, help="of the test platform's page")
+
+
+def _rate(text: str) -> float:
+    rate = float(text)
+    if not 0 <= rate <= 1:
+        raise argparse.ArgumentTypeError("a share between 0 and 1, e.g. 0.2")
+    return rate
+
+
+def _load(options: argparse.Namespace) -> config.Config:
+    return config.load(config.find(options.config))
+
+
+def _run(options: argparse.Namespace) -> int:
+    from . import agent
+    from .lock import Lock
+
+    loaded = _load(options)
+    log.setup(loaded.log.level, loaded.log.format)
+    lock = Lock(loaded.outbox.path)
+    holder = lock.acquire("once" if options.once else "daemon")
+    if holder is not None and options.once:
+        log.warning(f"the {holder.role} (pid {holder.pid}) delivers from this outbox already")
+        return TEMPORARY
+    while holder is not None:
+        if holder.role == "daemon":
+            log.error(f"another daemon (pid {holder.pid}) delivers from this outbox already")
+            return PROBLEM
+        log.info(f"waiting for the {holder.role} (pid {holder.pid}) to hand over")
+        time.sleep(0.5)
+        holder = lock.acquire("daemon")
+    try:
+        return agent.run_once(loaded) if options.once else agent.Daemon(loaded).run()
+    finally:
+        lock.release()
+
+
+def _receive(options: argparse.Namespace) -> int:
+    from . import receiver
+
+    receiver.serve(
+        options.host, options.port, options.dir,
+        fail=options.fail, delay_ms=options.delay, status=options.status, ready=print,
+    )  # fmt: skip
+    return OK
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from . import demo
+
+    return demo.run_demo(options.events, options.port, lambda line: print(line, flush=True))
+
+
+_COMMANDS: Dict[str, Callable[[argparse.Namespace], int]] = {
+    "run": _run,
+    "receive": _receive,
+    "demo": _demo,
+}

@@ -1,0 +1,196 @@
+"""The queue of one endpoint: what of its deliveries is in memory, and what may be sent next."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Deque, Dict, List, NamedTuple, Optional, Protocol, Set, Tuple
+
+from . import policy
+from .config import Endpoint
+from .outbox import Cursor, Entry
+from .sink import Delivery
+from .source import Key
+from .tail import NOWHERE, Lookback
+
+READY_BYTES = 2 * 1024**2
+"""Payloads built ahead of sending, so that memory stays flat however long the backlog is."""
+READY = 32
+FRESH = 256
+"""Events seen ahead of sending while the endpoint is well."""
+PROBES = 64
+"""Different events that are tried in turn while an endpoint is unwell."""
+
+
+class Transport(Protocol):
+    """How a delivery travels: the sink, or a simulated network."""
+
+    def submit(self, delivery: Delivery) -> None:
+        """Send it; the answer comes back through the function the transport was made with."""
+
+    def close(self, timeout: float) -> None:
+        """Wait so many seconds for what is in flight, then abort it."""
+
+
+class Flight(NamedTuple):
+    """A request that is under way."""
+
+    entry: Entry
+    body: bytes
+    round: int
+    """The endpoint's round of failures in which it was sent."""
+    well: bool
+    """Was the endpoint well then? If so a failure may be this event's own fault."""
+
+
+@dataclass
+class Queue:
+    """Everything in memory about one endpoint. Every pending entry stands in exactly one place."""
+
+    endpoint: Endpoint
+    id: int
+    sink: Transport
+    health: policy.Health = field(default_factory=policy.Health)
+    cursor: Cursor = NOWHERE
+    lookback: Optional[Lookback] = None
+    begun: bool = False
+    """The place in the source is decided (source.start) and recorded."""
+    caught_up: bool = False
+    """The last look at the source brought everything there is."""
+    recorded: bool = True
+    """The outbox may hold pending entries that are not in memory."""
+
+    held: Dict[Tuple[Key, bytes], Entry] = field(default_factory=dict)
+    """All entries in memory, also those whose end is not written yet."""
+    fresh: Deque[Entry] = field(default_factory=deque)
+    backlog: Deque[Entry] = field(default_factory=deque)
+    waiting: List[Tuple[float, Entry]] = field(default_factory=list)
+    """Entries to try again, with the monotonic second from which on."""
+    ready: Deque[Tuple[Entry, bytes]] = field(default_factory=deque)
+    ready_bytes: int = 0
+    flights: Dict[int, Flight] = field(default_factory=dict)
+    buried: List[Entry] = field(default_factory=list)
+    """Died by rejection since the last acceptance: raised again if the platform proves broken."""
+    copy_at: float = 0.0
+    """When payloads at risk are looked for again."""
+    told: float = 0.0
+    """When the log last spoke of this endpoint's outage."""
+    not_before: float = 0.0
+    """Strict order: the event in front waits until then, and all others behind it."""
+
+    @property
+    def is_events(self) -> bool:
+        """Does it receive events (else status reports)?"""
+        return self.endpoint.kind == "history_event"
+
+    @property
+    def strict(self) -> bool:
+        """Are deliveries kept strictly in order?"""
+        return self.endpoint.max_in_flight == 1 and self.is_events
+
+    @property
+    def well(self) -> bool:
+        """Is the endpoint in order?"""
+        return self.health.state == policy.OK
+
+    def slots(self, now: float) -> int:
+        """How many more requests may be sent now."""
+        if self.strict and now < self.not_before:
+            return 0
+        return policy.slots(self.health, self.endpoint.max_in_flight, len(self.flights), now)
+
+    def hold(self, entry: Entry) -> None:
+        """Keep an entry in memory."""
+        self.held[(entry.key, entry.fingerprint)] = entry
+
+    def release(self, entry: Entry) -> None:
+        """Forget an entry whose end is written, or that the outbox keeps for later."""
+        self.held.pop((entry.key, entry.fingerprint), None)
+
+    def row_ids(self) -> Set[int]:
+        """Rows of the outbox that are in memory."""
+        return {entry.row_id for entry in self.held.values() if entry.row_id is not None}
+
+    def wants_tail(self) -> bool:
+        """Is there room in memory for more events?"""
+        return len(self.fresh) < FRESH and len(self.waiting) < 2 * FRESH
+
+    def next_entries(self, limit: int, now: float) -> List[Entry]:
+        """Take at most limit entries in the order they are to be sent.
+
+        That is: tried ones, new ones, old ones. Strictly in order old ones come first, and new
+        ones only once there are none. While the endpoint is unwell different events are tried in
+        turn, so that one the platform cannot digest does not stand for all.
+        """
+        taken: List[Entry] = []
+        probing = not self.well and not self.strict
+        if not (probing and len(self.waiting) < PROBES):
+            self._take_due(taken, limit, now)
+        first, second = (self.backlog, self.fresh) if self.strict else (self.fresh, self.backlog)
+        while len(taken) < limit and first:
+            taken.append(first.popleft())
+        if not (self.strict and self.recorded):
+            while len(taken) < limit and second:
+                taken.append(second.popleft())
+        if probing and not self.recorded:
+            self._take_due(taken, limit, now)
+        return taken
+
+    def _take_due(self, taken: List[Entry], limit: int, now: float) -> None:
+        if not self.waiting:
+            return
+        later = []
+        for due, entry in self.waiting:
+            if due <= now and len(taken) < limit:
+                taken.append(entry)
+            else:
+                later.append((due, entry))
+        self.waiting = later
+
+    def put_back(self, entries: List[Entry], due: float) -> None:
+        """Entries that were taken and could not be prepared stay in front, from a second on."""
+        if self.strict:
+            self.backlog.extendleft(reversed(entries))
+            if entries:
+                self.not_before = due
+        else:
+            self.waiting = [(due, entry) for entry in entries] + self.waiting
+
+    def make_ready(self, entry: Entry, body: bytes, *, front: bool = False) -> None:
+        """Line up a payload for sending."""
+        (self.ready.appendleft if front else self.ready.append)((entry, body))
+        self.ready_bytes += len(body)
+
+    def next_ready(self) -> Tuple[Entry, bytes]:
+        """Take the next payload to be sent."""
+        entry, body = self.ready.popleft()
+        self.ready_bytes -= len(body)
+        return entry, body
+
+    def again(self, entry: Entry, body: bytes, due: float) -> None:
+        """Try an entry again at a monotonic second; others go first unless the order is strict."""
+        if self.strict:
+            self.not_before = due
+            self.make_ready(entry, body, front=True)
+        else:
+            self.waiting.append((due, entry))
+
+    def next_due(self) -> Optional[float]:
+        """The monotonic second at which something waiting may be sent, None: nothing waits."""
+        if not (self.ready or self.fresh or self.backlog or self.waiting or self.recorded):
+            return None
+        due = max(self.health.next_attempt, self.not_before if self.strict else 0.0)
+        if self.ready or self.fresh or self.backlog or self.recorded:
+            return due
+        return max(due, min(when for when, _ in self.waiting))
+
+    def is_idle(self) -> bool:
+        """Is there nothing left to deliver, as far as is known?"""
+        return not (
+            self.flights
+            or self.ready
+            or self.fresh
+            or self.backlog
+            or self.waiting
+            or self.recorded
+        )

@@ -1,0 +1,70 @@
+"""Following the source: is it still the same history, and which rows became visible late?"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Deque, Optional, Tuple
+
+from .outbox import Cursor
+from .source import Key, Look
+
+NOWHERE = Cursor(None, None, None)
+
+
+def same_history(cursor: Cursor, look: Look) -> bool:
+    """Is the source at this look (taken after the cursor's position) still the one we followed?
+
+    The row at the position must be the one we saw. Where it is gone, rows behind it prove that
+    single rows were deleted, while none behind it and some before it mean that the newest were
+    deleted: their keys may be given out again. An empty source proves nothing yet.
+    """
+    if cursor.position is None:
+        return True
+    if look.at is not None:
+        return look.at.fingerprint == cursor.fingerprint
+    return bool(look.refs) or look.newest is None
+
+
+@dataclass
+class Lookback:
+    """Which part of an unordered source is swept again, page by page, for rows that came late."""
+
+    seconds: float
+    passed: Deque[Tuple[float, Key]] = field(default_factory=deque)
+    """(monotonic seconds, position): when the cursor went over a position."""
+    at: Optional[Key] = None
+    """Where the sweep under way goes on."""
+    until: Optional[Key] = None
+    """Where it ends; None: no sweep is under way."""
+    settles: Optional[Key] = None
+    """What counts as settled when the sweep has come to its end."""
+    started: float = 0.0
+    next_sweep: float = 0.0
+
+    def moved(self, position: Key, now: float) -> None:
+        """Remember when the cursor came to a position."""
+        if not self.passed or now - self.passed[-1][0] >= self.seconds / 60:
+            self.passed.append((now, position))
+        else:
+            self.passed[-1] = (self.passed[-1][0], position)
+
+    def begin(self, cursor: Cursor, now: float) -> bool:
+        """Begin a sweep, where one is due; True while one is under way."""
+        if self.until is None and now >= self.next_sweep and self.passed:
+            self.at, self.until, self.settles = cursor.settled, cursor.position, cursor.settled
+            self.started = now
+            while self.passed and self.passed[0][0] <= now - self.seconds:
+                self.settles = self.passed.popleft()[1]
+        return self.until is not None
+
+    def swept(self, cursor: Cursor, page: Look, full: bool, now: float) -> Cursor:
+        """Take note of a page read after self.at; full: there may be more behind it."""
+        reached = any(ref.key == self.until for ref in page.refs)
+        if page.refs:
+            self.at = page.refs[-1].key
+        if full and not reached:
+            return cursor
+        self.until = None
+        self.next_sweep = now + max(1.0, 10 * (now - self.started))
+        return cursor._replace(settled=self.settles)
