@@ -90,14 +90,14 @@ class Receiver:
         return self
 
     def stop(self) -> None:
-        """Finish the requests under way, free the port and close the store."""
+        """Answer the requests under way (a delay ends at once), free the port, close the store."""
         self._stopping.set()
+        self._server.task_dispatcher.shutdown()
         if self._thread.is_alive():
             self._server.trigger.pull_trigger(self._close_sockets)
             self._thread.join()
         else:
             self._close_sockets()
-        self._server.task_dispatcher.shutdown()
         self.store.close()
         self._temporary.cleanup()
 

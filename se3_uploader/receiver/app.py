@@ -55,6 +55,7 @@ class Trouble:
 def create_app(store: Store, trouble: Trouble, stopping: threading.Event, local: bool) -> Flask:
     """The WSGI application; ``stopping`` ends its waits, ``local``: only loopback names may ask."""
     app = Flask(__name__)
+    app.url_map.merge_slashes = False  # no redirects: they would carry a report elsewhere
 
     @app.before_request
     def own_visitors_only() -> None:
