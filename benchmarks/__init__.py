@@ -1,0 +1,1 @@
+"""How fast and how light the uploader is, beside two scripts that do the same job."""
