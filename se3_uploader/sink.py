@@ -11,16 +11,16 @@ import threading
 import time
 from collections import deque
 from email.utils import parsedate_to_datetime
-from typing import Callable, Deque, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Callable, Deque, List, Mapping, NamedTuple, Optional, Tuple
+from urllib.parse import urlsplit
 
 import requests
 import tenacity
-import urllib3
 
 from se3_uploader import __version__, config
 from se3_uploader.credentials import Access, CredentialsError, read_access, stamp_of
 from se3_uploader.policy import Answer
-from se3_uploader.transport import Line, PlaintextRefused, StaleConnection
+from se3_uploader.transport import ConnectTimeout, Line, PlaintextRefused, StaleConnection, is_eof
 
 MAX_RETRY_AFTER = 86400.0
 """Seconds: a platform that asks us to wait longer is taken to mean a day."""
@@ -29,6 +29,9 @@ ABORT_GRACE = 1.0
 """Seconds that close() waits for threads after it has cut their connections."""
 
 STOPPED = "stopped before the answer came; it is sent again with the same key"
+
+FaultText = Tuple[str, str]
+"""One of policy.FAULTS, and words for people."""
 
 Collect = Callable[[int, Answer], None]
 
@@ -277,52 +280,40 @@ def retry_after(headers: http.client.HTTPMessage) -> Optional[float]:
     return min(max(seconds, 0.0), MAX_RETRY_AFTER)
 
 
-def causes(error: Optional[BaseException]) -> Iterator[BaseException]:
-    """Go from an error to what it was made from."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def explain(
-    error: BaseException, endpoint: config.Endpoint, line: Optional[Line]
-) -> Tuple[str, str]:
+def explain(error: BaseException, endpoint: config.Endpoint, line: Optional[Line]) -> FaultText:
     """Turn what a POST raised into one of policy.FAULTS and words about what to do.
 
-    The words hold nothing from the error but the system's own phrases: no URL, no headers, no body.
+    The words name the host, and hold nothing else of the URL, the request or the answer.
     """
-    limits = endpoint.timeout
     if line is not None and line.cut_reason:
         return ("connection" if line.cut_reason == STOPPED else "timeout"), line.cut_reason
-    chain = list(causes(error))
-    for cause in chain:
-        if isinstance(cause, CredentialsError):
-            return "credentials", str(cause)
-        if isinstance(cause, PlaintextRefused):
-            return "plaintext", f"{cause} would go over plain http to a public address: use https"
-        if isinstance(cause, urllib3.exceptions.ConnectTimeoutError):
-            return "timeout", f"no connection within {limits.connect:g} s"
-    for cause in chain:
-        if isinstance(cause, (socket.timeout, TimeoutError, urllib3.exceptions.TimeoutError)):
-            return "timeout", f"nothing moved for {limits.read:g} s"
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return "tls", f"the platform's certificate is refused: {cause.verify_message}"
-        if isinstance(cause, ssl.SSLError) and not _is_eof(cause):
-            return "tls", f"no secure connection: {cause.reason}"
-        if isinstance(cause, socket.gaierror):
-            return "connection", f"the host name cannot be resolved: {cause.strerror}"
-        if isinstance(cause, http.client.HTTPException) and not isinstance(cause, ConnectionError):
-            return "protocol", "the answer was no HTTP: check the url"
-    for cause in reversed(chain):
-        if isinstance(cause, OSError):
-            return "connection", cause.strerror or str(cause)
-    if isinstance(error, urllib3.exceptions.ProtocolError):
-        return "protocol", "the answer broke the rules of HTTP"
-    return "connection", f"unexpected {type(error).__name__}"
+    where = urlsplit(endpoint.proxy or endpoint.url).netloc.rpartition("@")[2]
+    limits = endpoint.timeout
+    if isinstance(error, CredentialsError):
+        return "credentials", str(error)
+    if isinstance(error, PlaintextRefused):
+        return "plaintext", f"{where}: {error} would go unencrypted to a public address; use https"
+    if isinstance(error, ConnectTimeout):
+        return "timeout", f"{where}: no connection within {limits.connect:g} s"
+    if isinstance(error, (socket.timeout, TimeoutError)):
+        return "timeout", f"{where}: nothing moved for {limits.read:g} s"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "tls", f"{where}: certificate refused: {error.verify_message}{_clock_hint(error)}"
+    if isinstance(error, ssl.SSLError) and not is_eof(error):
+        return "tls", f"{where}: no secure connection: {error.reason or 'TLS failed'}"
+    if isinstance(error, ConnectionError):  # RemoteDisconnected among them
+        return "connection", f"{where}: {error.strerror or 'hung up without an answer'}"
+    if isinstance(error, socket.gaierror):
+        return "connection", f"{where}: the name cannot be resolved; check the url and the DNS"
+    if isinstance(error, OSError):
+        return "connection", f"{where}: {error.strerror or 'the proxy refused to connect us'}"
+    if isinstance(error, http.client.HTTPException):
+        return "protocol", f"{where}: the answer was no HTTP; check the url"
+    if isinstance(error, ValueError):
+        return "connection", f"{where}: the url or a header cannot be used; check the configuration"
+    return "connection", f"{where}: unexpected {type(error).__name__}"
 
 
-def _is_eof(error: ssl.SSLError) -> bool:
-    """A connection that broke under TLS; older Pythons have no class of their own for it."""
-    return isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)) or (
-        "EOF" in (error.reason or "")
-    )
+def _clock_hint(error: ssl.SSLCertVerificationError) -> str:
+    """Boxes without a battery start in 1970, long before any certificate was made."""
+    return "; check the clock of this box" if error.verify_code in (9, 10) else ""

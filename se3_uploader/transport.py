@@ -54,6 +54,10 @@ class PlaintextRefused(Exception):
     """Something that must not be read by others would go unencrypted to a public address."""
 
 
+class ConnectTimeout(Exception):
+    """No connection, TLS included, within the connect timeout."""
+
+
 class StaleConnection(Exception):
     """A kept connection had died unseen: nothing came back on it."""
 
@@ -140,8 +144,8 @@ class Line:
         """POST a body under an idempotency key, and read the answer.
 
         Raises StaleConnection where it is safe and sensible to try again at once. Else
-        PlaintextRefused, OSError (ssl.SSLError among them), http.client.HTTPException or
-        urllib3.exceptions.HTTPError.
+        ConnectTimeout, PlaintextRefused, OSError (ssl.SSLError among them) or
+        http.client.HTTPException.
         """
         fresh = self._connection is None or is_connection_dropped(self._connection)
         response: Optional[http.client.HTTPResponse] = None
@@ -159,9 +163,11 @@ class Line:
             except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
                 pass  # A platform may answer and hang up without reading on.
             response.begin()
+            if self.cut_reason:  # what looks like the end of the headers was our own doing
+                raise ConnectionAbortedError(self.cut_reason)
         except BaseException as error:
             unanswered = response is not None and not isinstance(response.status, int)
-            died = isinstance(error, (ConnectionError, ssl.SSLEOFError))
+            died = isinstance(error, ConnectionError) or is_eof(error)
             self._hang_up(response)
             if died and unanswered and not fresh and not self.cut_reason:
                 raise StaleConnection from error
@@ -200,10 +206,13 @@ class Line:
     def _connect(self) -> None:
         connection = self._connection = self._pool._new_conn()
         connection.timeout = self._limits.connect
-        if self._tunnel:
-            self._pool._prepare_proxy(connection)
-        else:
-            connection.connect()
+        try:
+            if self._tunnel:
+                self._pool._prepare_proxy(connection)
+            else:
+                connection.connect()
+        except socket.timeout as error:
+            raise ConnectTimeout from error
         connection.sock.settimeout(self._limits.read)
         if self.access.context is not None:
             not_after = (connection.sock.getpeercert() or {}).get("notAfter")
@@ -228,6 +237,14 @@ def is_trusted(address: str) -> bool:
     return any(parsed in network for network in TRUSTED_NETWORKS)
 
 
+def is_eof(error: BaseException) -> bool:
+    """Tell a connection that broke under TLS; older Pythons have no class of their own for it."""
+    kinds = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
+    return isinstance(error, kinds) or (
+        isinstance(error, ssl.SSLError) and "EOF" in (error.reason or "")
+    )
+
+
 def _refusal(endpoint: config.Endpoint, access: Access) -> str:
     """Name what would be readable on the way, if that is not allowed."""
     if endpoint.allow_plaintext:
@@ -250,7 +267,8 @@ def _head(target: str, prepared: requests.PreparedRequest) -> bytes:
 
     requests has refused line breaks in headers; lengths and the key belong to the single POST.
     """
-    headers = {"Host": urlsplit(str(prepared.url)).netloc.rpartition("@")[2], **prepared.headers}
+    headers = prepared.headers
+    headers.setdefault("Host", urlsplit(str(prepared.url)).netloc.rpartition("@")[2])
     own = {"content-length", "transfer-encoding", "idempotency-key", "connection"}
     lines = [f"POST {target} HTTP/1.1"]
     lines += [f"{name}: {value}" for name, value in headers.items() if name.lower() not in own]
@@ -275,15 +293,19 @@ else:
 
 
 class _Watched(_Base):
-    """Shows a new socket to its line before anything is sent on it, TLS included."""
+    """Shows a new socket to its line before anything is sent on it, TLS included.
+
+    The socket is made here, not by urllib3, which would hide the reason of a failure.
+    """
 
     def __init__(self, *args: Any, opened: Callable[[socket.socket], None], **kwargs: Any) -> None:
         self._opened = opened
         super().__init__(*args, **kwargs)
 
     def _new_conn(self) -> socket.socket:
-        connection = super()._new_conn()
+        connection = socket.create_connection((self._dns_host, self.port), self.timeout)
         try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._opened(connection)
         except BaseException:
             connection.close()

@@ -1,0 +1,64 @@
+"""Send through a real Sink and see what it hands back."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Dict, List
+
+from se3_uploader import config
+from se3_uploader.policy import Answer
+from se3_uploader.sink import Delivery, Sink
+
+BODY = b'{"identity_name": "\xe5\xbc\xa0\xe4\xb8\x89"}'
+
+
+def endpoint(url: str, **changes: Any) -> config.Endpoint:
+    """An endpoint for events, with time limits short enough for tests."""
+    changes.setdefault("timeout", config.Timeout(connect=2.0, read=2.0, total=5.0))
+    changes.setdefault("kind", "history_event")
+    return config.Endpoint(url=url, name="platform", **changes)
+
+
+class Posting:
+    """A sink and everything that it handed back; closed by `with`."""
+
+    def __init__(self, url: str, **changes: Any) -> None:
+        self.answers: Dict[int, List[Answer]] = {}
+        """Delivery id -> answers; one each, if the sink is right."""
+        self._arrived = threading.Condition()
+        self._submitted = 0
+        self.sink = Sink(endpoint(url, **changes), self._collect)
+
+    def submit(self, body: bytes = BODY, key: str = "") -> int:
+        """Submit a delivery; returns its id, counted from 0. The key is key-ID unless given."""
+        number = self._submitted
+        self._submitted += 1
+        self.sink.submit(Delivery(number, key or f"key-{number}", body))
+        return number
+
+    def wait(self, number: int, timeout: float = 15.0) -> Answer:
+        """Wait for the answer to a delivery."""
+        with self._arrived:
+            assert self._arrived.wait_for(lambda: number in self.answers, timeout), "no answer"
+            return self.answers[number][0]
+
+    def post(self, body: bytes = BODY, key: str = "") -> Answer:
+        """Submit a delivery and wait for its answer."""
+        return self.wait(self.submit(body, key))
+
+    def _collect(self, number: int, answer: Answer) -> None:
+        with self._arrived:
+            self.answers.setdefault(number, []).append(answer)
+            self._arrived.notify_all()
+
+    def __enter__(self) -> Posting:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sink.close(5.0)
+
+
+def post(url: str, body: bytes = BODY, **changes: Any) -> Answer:
+    """One POST on a sink of its own."""
+    with Posting(url, **changes) as posting:
+        return posting.post(body)
