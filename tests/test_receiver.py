@@ -15,7 +15,7 @@ import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
 import requests
@@ -39,6 +39,14 @@ def post(receiver: Receiver, payload: Any, path: str = "/HistoryEvent", **header
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
     return requests.post(receiver.url + path, body, headers=named, timeout=30)
+
+
+def until(holds: Callable[[], bool], seconds: float = 10) -> None:
+    """Wait for a condition; fail when it does not come."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "waited in vain"
+        threading.Event().wait(0.01)
 
 
 def test_an_event_is_answered_as_the_protocol_says_and_kept_whole(receiver: Receiver) -> None:
@@ -284,10 +292,11 @@ def test_delay_holds_back_answers_to_reports_alone(tmp_path: Path) -> None:
 def test_stop_does_not_wait_for_a_long_delay(tmp_path: Path) -> None:
     """A request held back by --delay is answered when the receiver stops."""
     receiver = Receiver(dir=tmp_path, delay_ms=60_000).start()
+    workers = receiver._server.task_dispatcher
     with ThreadPoolExecutor(1) as pool:
+        until(lambda: workers.active_count == 0)  # all threads are up and idle
         answer = pool.submit(post, receiver, event())
-        while not receiver._server.task_dispatcher.active_count:
-            threading.Event().wait(0.01)
+        until(lambda: workers.active_count == 1)
         began = time.monotonic()
         receiver.stop()
         assert answer.result().json() == SUCCESS

@@ -54,7 +54,7 @@ class Receiver:
                 f"The receiver needs {error.name}, which is not installed:"
                 " pip install 'se3-uploader[receiver]'"
             ) from error
-        logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a burst is no news
+        logging.getLogger("waitress").setLevel(logging.ERROR)  # a burst is no news
         self._stopping = threading.Event()
         listener = _listen(host, port)
         address, self.port = listener.getsockname()[:2]
