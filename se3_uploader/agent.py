@@ -14,9 +14,10 @@ from typing import Any, Deque, Dict, List, Mapping, Optional, Tuple
 from . import config as configuration
 from . import device_status, log, policy, sdnotify
 from .config import Config
-from .engine import Clock, Engine
+from .engine import Engine
 from .gateway import Reader
 from .outbox import Outbox, OutboxDamaged, quarantine
+from .recorder import Clock
 from .sink import Sink
 from .source import SourceError, open_source
 from .wake import Wake
@@ -66,8 +67,9 @@ def run_once(config: Config) -> int:
     outbox, rebuilt = open_outbox(config.outbox.path)
     lost_before = outbox.total("lost")
     wake = Wake(())
+    source = open_source(config.source)
     engine = Engine(
-        config, open_source(config.source), outbox, Sink,
+        config, source, outbox, Sink,
         clock=clock(), random=random.random, wake=wake.set, start="earliest" if rebuilt else None,
     )  # fmt: skip
     began = time.monotonic()
@@ -75,13 +77,11 @@ def run_once(config: Config) -> int:
         while not _is_done(engine, began):
             wake.wait(min(1.0, engine.step()))
         engine.flush()
-        for queue in engine.queues:
-            while queue.is_events and engine.room_for_copies() and engine.copy_some(queue):
-                pass
+        engine.copy_all()
     finally:
         engine.close(STOP_WITHIN)
         engine.flush()
-        engine.source.close()
+        source.close()
         wake.close()
     pending, dead = outbox.total("pending"), outbox.total("dead")
     lost = outbox.total("lost") - lost_before
@@ -100,12 +100,15 @@ def _is_done(engine: Engine, began: float) -> bool:
     if engine.is_idle():
         return True
     return all(
-        (queue.is_idle() and queue.caught_up)
-        or not queue.is_events
-        or queue.health.state == policy.PAUSED
-        or queue.health.failures >= ATTEMPTS_ONCE
-        or queue.health.next_attempt - now > PATIENCE_ONCE
+        queue.caught_up
+        and (
+            queue.is_idle()
+            or queue.health.state == policy.PAUSED
+            or queue.health.failures >= ATTEMPTS_ONCE
+            or queue.health.next_attempt - now > PATIENCE_ONCE
+        )
         for queue in engine.queues
+        if queue.is_events
     )
 
 
@@ -141,7 +144,6 @@ class Daemon:
         signal.signal(signal.SIGHUP, self._on_reload)
         ready = False
         refresh_at = housekeeping_at = watchdog_at = 0.0
-        pruned = 0
         interval = sdnotify.watchdog_interval()
         while not self._stop:
             due = self._engine.step()
@@ -160,7 +162,7 @@ class Daemon:
                 sdnotify.status(self._engine.summary())
             if now >= housekeeping_at:
                 housekeeping_at = now + HOUSEKEEPING
-                pruned = self._engine.housekeeping(pruned)
+                self._engine.housekeeping()
             if interval is not None and now >= watchdog_at:
                 watchdog_at = now + interval
                 sdnotify.watchdog()

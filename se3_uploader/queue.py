@@ -8,7 +8,7 @@ from typing import Deque, Dict, List, NamedTuple, Optional, Protocol, Set, Tuple
 
 from . import policy
 from .config import Endpoint
-from .outbox import Cursor, Entry
+from .outbox import PENDING, Cursor, Entry
 from .sink import Delivery
 from .source import Key
 from .tail import NOWHERE, Lookback
@@ -73,8 +73,8 @@ class Queue:
     """Died by rejection since the last acceptance: raised again if the platform proves broken."""
     copy_at: float = 0.0
     """When payloads at risk are looked for again."""
-    told: float = 0.0
-    """When the log last spoke of this endpoint's outage."""
+    told: Optional[float] = None
+    """When the log last spoke of the outage under way, None: there is none worth a word."""
     not_before: float = 0.0
     """Strict order: the event in front waits until then, and all others behind it."""
 
@@ -107,11 +107,25 @@ class Queue:
         """Forget an entry whose end is written, or that the outbox keeps for later."""
         self.held.pop((entry.key, entry.fingerprint), None)
 
+    def forget(self, written: List[Entry]) -> None:
+        """Let go of what has come to its end and is written.
+
+        While an endpoint is away the outbox keeps all of its new events, and memory none.
+        """
+        for entry in written:
+            if entry.endpoint_id == self.id and entry.state != PENDING:
+                self.release(entry)
+        if self.is_events and not self.well and self.fresh:
+            for entry in self.fresh:
+                self.release(entry)
+            self.fresh.clear()
+            self.recorded = True
+
     def row_ids(self) -> Set[int]:
         """Rows of the outbox that are in memory."""
         return {entry.row_id for entry in self.held.values() if entry.row_id is not None}
 
-    def wants_tail(self) -> bool:
+    def has_room(self) -> bool:
         """Is there room in memory for more events?"""
         return len(self.fresh) < FRESH and len(self.waiting) < 2 * FRESH
 

@@ -1,0 +1,331 @@
+"""Queues -> sinks -> policy: build what is next, send it, and act on the answer."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from typing import Callable, Deque, Dict, List, Optional, Tuple
+
+from . import log, payload, policy
+from .config import Config
+from .intake import Fetched, Intake
+from .outbox import DEAD, DELIVERED, LOST, REPORTS, EndpointState, Entry, OutboxError
+from .queue import READY, Flight, Queue
+from .recorder import Recorder
+from .sink import Delivery
+from .source import Row, SourceError
+
+DELETED = "the event database deleted it before it was sent"
+REPLACED = "the event database gave its key to another event"
+TOLD_AGAIN = 300.0
+"""Seconds between two log lines about the same outage."""
+
+
+class Courier:
+    """Sends deliveries, one endpoint as fast as it likes and another not at all."""
+
+    def __init__(
+        self, config: Config, recorder: Recorder, intake: Intake, random: Callable[[], float],
+        wake: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """wake is called from the sinks' threads when an answer has come."""
+        self._config = config
+        self._recorder = recorder
+        self._intake = intake
+        self._random = random
+        self._wake = wake
+        self._monotonic = recorder.clock.monotonic
+        self._wall = recorder.clock.wall
+        self._columns = payload.columns_of(config.source)
+        self._answers: Deque[Tuple[int, policy.Answer]] = deque()
+        self._tickets = itertools.count(1)
+        self._flying: Dict[int, Queue] = {}
+
+    @property
+    def in_flight(self) -> bool:
+        """Is a request under way?"""
+        return bool(self._flying)
+
+    @property
+    def has_answers(self) -> bool:
+        """Have answers come that are not judged yet?"""
+        return bool(self._answers)
+
+    def collect(self, ticket: int, answer: policy.Answer) -> None:
+        """Take an answer from a sink, in whatever thread."""
+        self._answers.append((ticket, answer))
+        self._wake()
+
+    def deliver(self, queue: Queue) -> bool:
+        """Send what the endpoint may have in flight; True when something was sent."""
+        now, sent = self._monotonic(), False
+        while queue.slots(now) and not self._recorder.is_full:
+            if not queue.ready and not self._prepare(queue, now):
+                break
+            if not queue.ready:
+                continue
+            entry, body = queue.next_ready()
+            ticket = next(self._tickets)
+            queue.flights[ticket] = Flight(entry, body, queue.health.round, queue.well)
+            self._flying[ticket] = queue
+            queue.sink.submit(Delivery(ticket, self._idempotency_key(entry), body))
+            sent = True
+        return sent
+
+    def _idempotency_key(self, entry: Entry) -> str:
+        if entry.generation_id == REPORTS:
+            return str(entry.key)
+        return payload.idempotency_key(self._config.gateway.dev_sno, entry.fingerprint)
+
+    # Preparing
+
+    def _prepare(self, queue: Queue, now: float) -> bool:
+        """Build the next payloads; False when there is nothing that can be built now."""
+        limit = READY if queue.well else 1
+        entries: List[Entry] = []
+        try:
+            entries = queue.next_entries(limit, now)
+            if not entries and queue.recorded:
+                self._load(queue, 4 * limit)
+                entries = queue.next_entries(limit, now)
+            left = self._build_all(queue, entries)
+        except OutboxError as error:
+            self._recorder.failed(error)
+            queue.put_back(entries, now + 1.0)
+            return False
+        queue.put_back(left, now + 1.0 if self._intake.error else now)
+        return len(left) < len(entries)
+
+    def _load(self, queue: Queue, limit: int) -> None:
+        """Bring pending entries from the outbox into memory."""
+        entries = self._recorder.outbox.pending(queue.id, limit, queue.row_ids())
+        queue.recorded = bool(entries)
+        for entry in entries:
+            held = queue.held.get((entry.key, entry.fingerprint))
+            if held is not None:
+                # A backfill recorded it while it was on its way already.
+                held.row_id, held.copied = entry.row_id, entry.copied
+                continue
+            queue.hold(entry)
+            queue.backlog.append(entry)
+
+    def _build_all(self, queue: Queue, entries: List[Entry]) -> List[Entry]:
+        """Line up payloads as far as memory allows; returns the entries that are left."""
+        bodies = {id(entry): self._copied_body(queue, entry) for entry in entries}
+        found = self._intake.fetch(queue, [e for e in entries if bodies[id(e)] is None])
+        left: List[Entry] = []
+        for number, entry in enumerate(entries):
+            body = bodies[id(entry)]
+            if body is None and entry.key in found.missing:
+                self._lose(queue, entry, DELETED)
+                continue
+            if body is None and entry.key in found.rows:
+                try:
+                    body = self._build(queue, entry, found.rows[entry.key])
+                except SourceError:
+                    left.append(entry)
+                    continue
+                if body is None:
+                    continue
+            if body is None:
+                left.append(entry)
+                if queue.strict:
+                    return entries[number:]
+            else:
+                queue.make_ready(entry, body)
+        return left
+
+    def _copied_body(self, queue: Queue, entry: Entry) -> Optional[bytes]:
+        body = self._recorder.body(entry)
+        if body is None or not entry.strip or not queue.is_events:
+            return body
+        when_absent = queue.endpoint.pictures.when_absent
+        return payload.strip_pictures(body, payload.Strip(entry.strip), when_absent)
+
+    def _build(self, queue: Queue, entry: Entry, row: Row) -> Optional[bytes]:
+        """The payload of an entry; None where it has none, and so ended. Raises SourceError."""
+        if not self._intake.is_same_event(queue, entry, row):
+            self._lose(queue, entry, REPLACED)
+            return None
+        try:
+            return payload.build(
+                row.values,
+                self._columns,
+                dev_sno=self._config.gateway.dev_sno,
+                unit=self._config.source.timestamp_unit,
+                wire_unit=self._config.history_event.timestamp_unit,
+                pictures=queue.endpoint.pictures,
+                strip=payload.Strip(entry.strip),
+            ).body
+        except payload.Unusable as unusable:
+            self._end_dead(queue, entry, f"unusable: {unusable}")
+            return None
+
+    def copy_some(self, queue: Queue, limit: int) -> int:
+        """Copy payloads that are at risk, oldest first; returns how many were dealt with."""
+        self._recorder.write()
+        if self._recorder.error:
+            return 0
+        try:
+            entries = [
+                queue.held.get((found.key, found.fingerprint), found)
+                for found in self._recorder.outbox.uncopied(queue.id, limit)
+            ]
+            fetched = self._intake.fetch(queue, entries)
+            done = sum(self._copy(queue, entry, fetched) for entry in entries)
+        except SourceError:
+            return 0
+        except OutboxError as error:
+            self._recorder.failed(error)
+            return 0
+        self._recorder.write()
+        return done
+
+    def _copy(self, queue: Queue, entry: Entry, found: Fetched) -> bool:
+        if entry.key in found.missing:
+            self._lose(queue, entry, DELETED)
+        elif entry.key in found.rows:
+            body = self._build(queue, entry, found.rows[entry.key])
+            if body is not None:
+                self._recorder.note(entry)
+                self._recorder.keep_body(entry, body)
+        else:
+            return False
+        return True
+
+    def _lose(self, queue: Queue, entry: Entry, reason: str) -> None:
+        log.error("an event is lost", endpoint=queue.endpoint.name, reason=reason)
+        self._recorder.end(entry, LOST, reason)
+
+    def _end_dead(self, queue: Queue, entry: Entry, reason: str) -> None:
+        log.error("an event is dead", endpoint=queue.endpoint.name, reason=reason)
+        self._recorder.end(entry, DEAD, reason)
+
+    # Judging
+
+    def judge_all(self) -> None:
+        """Act on all answers that have come."""
+        while self._answers:
+            ticket, answer = self._answers.popleft()
+            queue = self._flying.pop(ticket, None)
+            if queue is not None:
+                self._judge(queue, queue.flights.pop(ticket), answer)
+
+    def _judge(self, queue: Queue, flight: Flight, answer: policy.Answer) -> None:
+        verdict = policy.judge(answer, queue.endpoint.accept)
+        before, entry = queue.health, flight.entry
+        entry.attempts += 1
+        if verdict.outcome == policy.DELIVERED:
+            queue.health = policy.accepted(before, queue.endpoint.max_in_flight, answer.seconds)
+            queue.buried.clear()
+            stripped = entry.strip in (payload.Strip.SPOT, payload.Strip.BOTH)
+            self._recorder.end(entry, DELIVERED, "stripped" if stripped else None)
+        elif verdict.outcome == policy.TOO_LARGE:
+            self._too_large(queue, flight, answer, verdict.reason)
+        elif verdict.outcome == policy.REJECTED:
+            self._rejected(queue, flight, answer, verdict.reason)
+        else:
+            self._failed(queue, flight, answer, verdict)
+        self._tell(queue, before)
+
+    def _failed(
+        self, queue: Queue, flight: Flight, answer: policy.Answer, verdict: policy.Verdict
+    ) -> None:
+        now, entry = self._monotonic(), flight.entry
+        queue.health = policy.failed(
+            queue.health, verdict.outcome, answer, verdict.reason, flight.round,
+            self._config.retry, self._random(), now, self._wall(),
+        )  # fmt: skip
+        if flight.well:
+            entry.blamed += 1
+        wait = policy.backoff(entry.blamed, self._config.retry, self._random())
+        queue.again(entry, flight.body, now + wait if entry.blamed > 1 else now)
+        self._recorder.note(entry)
+
+    def _too_large(self, queue: Queue, flight: Flight, answer: policy.Answer, reason: str) -> None:
+        entry, pictures = flight.entry, queue.endpoint.pictures
+        if queue.is_events and pictures.when_too_large == "strip":
+            for strip in (payload.Strip.SPOT, payload.Strip.BOTH):
+                if strip > entry.strip:
+                    body = payload.strip_pictures(flight.body, strip, pictures.when_absent)
+                    if body != flight.body:
+                        entry.strip = int(strip)
+                        queue.make_ready(entry, body, front=True)
+                        self._recorder.note(entry)
+                        return
+        self._bury(queue, flight, answer, f"too large: {reason}")
+
+    def _rejected(self, queue: Queue, flight: Flight, answer: policy.Answer, reason: str) -> None:
+        now, entry = self._monotonic(), flight.entry
+        if not entry.rejections:
+            entry.passes = queue.health.passes
+        entry.rejections += 1
+        queue.health = policy.refused(
+            queue.health, hash((entry.generation_id, entry.key)), reason, flight.round,
+            self._config.retry, self._random(), now, self._wall(),
+        )  # fmt: skip
+        in_a_row = len(queue.health.refused)
+        passes = queue.health.passes - entry.passes
+        if policy.is_dead(entry.rejections, passes, in_a_row, self._config.retry):
+            self._bury(queue, flight, answer, f"rejected: {reason}")
+            queue.buried.append(entry)
+            return
+        wait = policy.backoff(entry.rejections, self._config.retry, self._random())
+        queue.again(entry, flight.body, now + wait)
+        self._recorder.note(entry)
+        if queue.health.state == policy.PAUSED and queue.buried:
+            self._raise_buried(queue)
+
+    def _bury(self, queue: Queue, flight: Flight, answer: policy.Answer, reason: str) -> None:
+        """A dead letter keeps a copy of its payload."""
+        flight.entry.answer = policy.redact(answer.body, flight.body)
+        self._recorder.keep_body(flight.entry, flight.body)
+        self._end_dead(queue, flight.entry, reason)
+
+    def _raise_buried(self, queue: Queue) -> None:
+        """The platform proved broken: what it rejected until now was no fault of the events."""
+        self._recorder.write()
+        if self._recorder.error:
+            return
+        rows = [entry.row_id for entry in queue.buried if entry.row_id is not None]
+        try:
+            self._recorder.outbox.revive(rows)
+        except OutboxError as error:
+            self._recorder.failed(error)
+            return
+        queue.buried.clear()
+        queue.recorded = True
+
+    def _tell(self, queue: Queue, before: policy.Health) -> None:
+        """Record how an endpoint fares; log when an outage starts, lasts and ends.
+
+        One failed round is no outage yet.
+        """
+        after, name = queue.health, queue.endpoint.name
+        if after.state == before.state and after.failures == before.failures:
+            return
+        now, wall = self._monotonic(), self._wall()
+        wait = max(0.0, after.next_attempt - now)
+        next_attempt = wall + wait if after.error else None
+        state = EndpointState(after.state, after.since, after.error, next_attempt)
+        self._recorder.set_state(queue.id, state)
+        if after.state == policy.OK:
+            if queue.told is not None:
+                away = wall - before.since if before.since is not None else 0.0
+                log.info(f"{name} takes deliveries again", endpoint=name, away_s=max(0.0, away))
+            queue.told = None
+        elif queue.told is None and (after.failures > 1 or after.state == policy.PAUSED):
+            log.warning(
+                f"{name} does not take deliveries: {after.error}. They are kept and tried again",
+                endpoint=name,
+                next_attempt_s=wait,
+            )
+            queue.told = now
+        elif queue.told is not None and now - queue.told >= TOLD_AGAIN:
+            log.warning(
+                f"{name} still does not take deliveries: {after.error}",
+                endpoint=name,
+                attempts=after.failures,
+                next_attempt_s=wait,
+            )
+            queue.told = now

@@ -1,0 +1,227 @@
+"""Source -> queues: which events are new, which came late, is the source still the same."""
+
+from __future__ import annotations
+
+from typing import Dict, List, NamedTuple, Optional, Sequence
+
+from . import log, payload
+from .config import Config
+from .outbox import Cursor, Entry, OutboxError
+from .queue import READY_BYTES, Queue
+from .recorder import Recorder
+from .source import Key, Look, Row, Source, SourceError
+from .tail import NOWHERE, Lookback, same_history
+
+PAGE = 256
+"""Events read from the source at a time."""
+WINDOW = 200_000
+"""References to events kept for an endpoint that is away; more wait in the source."""
+COMMIT_WAITS = (0.01, 0.06, 0.3)
+"""Seconds after a write to the files of the source at which to look: commits show after fsync."""
+
+
+class Fetched(NamedTuple):
+    """Whole rows by key, keys that the source has no row for, and whether it could not be read."""
+
+    rows: Dict[Key, Row]
+    missing: Sequence[Key] = ()
+    failed: bool = False
+
+
+class Intake:
+    """Follows the source for every endpoint that receives events."""
+
+    def __init__(
+        self,
+        config: Config,
+        source: Source,
+        recorder: Recorder,
+        queues: Sequence[Queue],
+        start: str,
+    ) -> None:
+        """start: where an endpoint begins that has no cursor yet. Raises OutboxError."""
+        self._config = config.source
+        self._source = source
+        self._recorder = recorder
+        self._outbox = recorder.outbox
+        self._monotonic = recorder.clock.monotonic
+        self._wall = recorder.clock.wall
+        self._queues = [queue for queue in queues if queue.is_events]
+        self._start = start
+        self._look_at = 0.0
+        self._hints: List[float] = []
+        self._again_at = 0.0
+        self.error: Optional[str] = None
+        """Why the source cannot be read, None when it can."""
+        name = self._config.name
+        self.generation, self.number = self._outbox.generation(name) or self._outbox.new_generation(
+            name
+        )
+        for queue in self._queues:
+            self._place(queue, self._outbox.cursor(queue.id, self.generation))
+
+    def _place(self, queue: Queue, cursor: Optional[Cursor]) -> None:
+        queue.begun = cursor is not None
+        queue.cursor = cursor or NOWHERE
+        queue.caught_up = False
+        queue.lookback = None if self._source.ordered else Lookback(self._config.lookback)
+        if queue.lookback is not None and queue.cursor.position is not None:
+            queue.lookback.moved(queue.cursor.position, self._monotonic())
+
+    def look_soon(self) -> None:
+        """The files of the source were written to: look at it once the commit can be seen."""
+        now = self._monotonic()
+        self._hints = [now + wait for wait in COMMIT_WAITS]
+
+    def due(self) -> float:
+        """When the source is looked at next (monotonic seconds)."""
+        return min([self._look_at, *self._hints[:1]])
+
+    def poll(self) -> None:
+        """Where it is time, ask the source whether it may hold something new."""
+        now = self._monotonic()
+        if now < self.due():
+            return
+        self._look_at = now + self._config.poll_interval
+        try:
+            changed = self._source.changed()
+        except SourceError as error:
+            self._failed(error)
+            return
+        self._hints = [] if changed else [hint for hint in self._hints if hint > now]
+        if changed or self.error:
+            for queue in self._queues:
+                queue.caught_up = False
+
+    def tail(self, queue: Queue) -> bool:
+        """Take the next events in for an endpoint; True when there may be more at once."""
+        if self._recorder.error or self._monotonic() < self._again_at:
+            return False
+        if queue.caught_up or not queue.has_room() or not self._has_window(queue):
+            return False
+        try:
+            more = self._take_in(queue)
+        except SourceError as error:
+            self._failed(error)
+            return False
+        except OutboxError as error:
+            self._recorder.failed(error)
+            return False
+        self._recovered()
+        return more
+
+    def _has_window(self, queue: Queue) -> bool:
+        return queue.well or self._outbox.pending_count(queue.id) < WINDOW
+
+    def _take_in(self, queue: Queue) -> bool:
+        if not queue.begun and self._start == "latest":
+            self._begin_at_newest(queue)
+        page = self._source.look(queue.cursor.position, PAGE)
+        if not same_history(queue.cursor, page):
+            self._begin_generation(page)
+            return True
+        self._add(queue, page)
+        if page.refs:
+            last = page.refs[-1]
+            queue.cursor = queue.cursor._replace(position=last.key, fingerprint=last.fingerprint)
+            if queue.lookback is not None:
+                queue.lookback.moved(last.key, self._monotonic())
+        sweeping = queue.lookback is not None and self._sweep(queue, queue.lookback)
+        if page.refs or not queue.begun:
+            self._move_cursor(queue)
+        queue.caught_up = len(page.refs) < PAGE and not sweeping
+        return bool(page.refs) or sweeping
+
+    def _add(self, queue: Queue, page: Look) -> None:
+        refs = [ref for ref in page.refs if (ref.key, ref.fingerprint) not in queue.held]
+        known = self._outbox.known(queue.id, refs) if refs else set()
+        for ref in refs:
+            if ref.key not in known:
+                entry = Entry(queue.id, self.generation, ref.key, ref.fingerprint, self._wall())
+                queue.hold(entry)
+                queue.fresh.append(entry)
+                self._recorder.note(entry)
+
+    def _sweep(self, queue: Queue, lookback: Lookback) -> bool:
+        """Look again at a page of the recent past, for rows that became visible late."""
+        if not lookback.begin(queue.cursor, self._monotonic()):
+            return False
+        page = self._source.look(lookback.at, PAGE)
+        self._add(queue, page)
+        before = queue.cursor
+        queue.cursor = lookback.swept(before, page, len(page.refs) == PAGE, self._monotonic())
+        if queue.cursor != before:
+            self._move_cursor(queue)
+        return lookback.until is not None
+
+    def _move_cursor(self, queue: Queue) -> None:
+        queue.begun = True
+        self._recorder.move_cursor(queue.id, self.generation, queue.cursor)
+
+    def _begin_at_newest(self, queue: Queue) -> None:
+        newest = self._source.newest()
+        at = self._source.look(newest, 1).at if newest is not None else None
+        if at is not None:
+            queue.cursor = Cursor(at.key, at.fingerprint, at.key)
+
+    def _begin_generation(self, page: Look) -> None:
+        """The source is another one than before: look at all of it, and skip what is known."""
+        self._recorder.write()
+        newest = None
+        if page.at is None and page.newest is not None:
+            newest = self._source.look(page.newest, 1).at
+        self.generation, self.number = self._outbox.new_generation(self._config.name)
+        log.warning(
+            "the event database was wiped, replaced or cut back: a new generation of it begins,"
+            " and every event that is not known yet is taken in",
+            source=self._config.name,
+            generation=self.number,
+        )
+        for queue in self._queues:
+            cursor = NOWHERE
+            if newest is not None and self._outbox.known(queue.id, [newest]):
+                cursor = Cursor(newest.key, newest.fingerprint, newest.key)
+            self._place(queue, cursor)
+            self._move_cursor(queue)
+
+    def fetch(self, queue: Queue, entries: Sequence[Entry]) -> Fetched:
+        """Read the whole rows of entries, as many as memory allows, with the pictures it wants."""
+        if not entries:
+            return Fetched({})
+        if self._monotonic() < self._again_at:
+            return Fetched({}, failed=True)
+        keys = list(dict.fromkeys(entry.key for entry in entries))
+        wanted = payload.wanted_pictures(queue.endpoint.pictures)
+        try:
+            found = self._source.rows(keys, wanted, READY_BYTES)
+        except SourceError as error:
+            self._failed(error)
+            return Fetched({}, failed=True)
+        return Fetched({row.ref.key: row for row in found.rows}, found.missing)
+
+    def is_same_event(self, queue: Queue, entry: Entry, row: Row) -> bool:
+        """Is this row still the event that was seen? Raises SourceError.
+
+        A row that reads otherwise than before was changed by somebody while the source is the
+        same; after a wipe it is another event under a key that was given out again.
+        """
+        if row.ref.fingerprint == entry.fingerprint:
+            return True
+        if entry.generation_id != self.generation:
+            return False
+        page = self._source.look(queue.cursor.position, 1)
+        if same_history(queue.cursor, page):
+            return True
+        self._begin_generation(page)
+        return False
+
+    def _failed(self, error: SourceError) -> None:
+        self._again_at = self._monotonic() + max(1.0, self._config.poll_interval)
+        if self.error is None:
+            log.error(f"the event database cannot be read: {error}", source=self._config.name)
+        self.error = str(error)
+
+    def _recovered(self) -> None:
+        if self.error is not None:
+            log.info("the event database can be read again", source=self._config.name)
+            self.error = None
