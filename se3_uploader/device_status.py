@@ -16,8 +16,11 @@ from se3_uploader.config import Config, Gateway, SubDevice
 from se3_uploader.gateway import Reader, Reading
 from se3_uploader.probes import Statuses, statuses
 
-PROBE_LIMIT = 1.5
-"""Seconds a report waits for dead capture devices; with all else it stays under 2 s."""
+PROBE_LIMIT = 1.2
+"""Seconds a report waits for dead capture devices: a lost SYN is sent again after 1 s.
+
+With all else that a report waits for it stays under 2 s.
+"""
 LAST_PROBE_LIMIT = 0.5
 """The same for the report of a stop, which must be delivered within 3 s."""
 EP_TYPES = ("0", "1", "2", "3", "4")

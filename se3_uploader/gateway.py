@@ -154,7 +154,7 @@ class Reader:
         for family, kind, protocol, _, place in addresses:
             with suppress(OSError), socket.socket(family, kind, protocol) as datagrams:
                 datagrams.connect(place)  # UDP: picks the route and sends nothing
-                return _without_zone(datagrams.getsockname()[0])
+                return str(datagrams.getsockname()[0])
         raise LookupError("no network interface leads to the platform")
 
     def _mac(self, interfaces: Interfaces, ip: Optional[str]) -> str:
@@ -164,12 +164,12 @@ class Reader:
                 raise ValueError("it is not of the form e0:a5:09:00:0e:6d")
             return mac
         names = [name for name in interfaces if name == self._gateway.ip] or [
-            name
+            name.partition(":")[0]  # wan:1 labels a second address of wan, which has the MAC
             for name, addresses in interfaces.items()
             if ip in [_without_zone(each.address) for each in addresses]
         ]
         for name in names:
-            for each in interfaces[name]:
+            for each in interfaces.get(name, ()):
                 mac = str(each.address).lower()
                 if each.family == psutil.AF_LINK and MAC.fullmatch(mac) and mac != NO_MAC:
                     return mac

@@ -209,7 +209,7 @@ def test_devices_of_configuration_and_table() -> None:
     configured = [SubDevice("192.168.1.101", "0", "lobby", probe="tcp:80")]
     rows = [
         {"id": 1, "ep_ip": "192.168.1.101", "ep_name": "other", "ep_type": "3"},
-        {"id": 2, "ep_ip": b"192.168.1.102", "ep_type": 4, "ep_name": "门", "group_name": None},
+        {"id": 2, "ep_ip": b" 192.168.1.102\n", "ep_type": 4, "ep_name": "门", "group_name": None},
     ]
     assert known_devices(configured, rows) == (
         [configured[0], SubDevice("192.168.1.102", "4", "门")],

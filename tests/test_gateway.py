@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, Iterator
 
@@ -138,6 +139,20 @@ def test_a_partition_that_is_gone(tmp_path: Path) -> None:
     assert reading.name == socket.gethostname()
 
 
+def test_a_system_without_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a sandbox hides /proc/stat and /proc/meminfo, the rest is read and gaps are told."""
+    monkeypatch.setattr("psutil.PROCFS_PATH", str(tmp_path))
+    reader = Reader(config())
+    reading = reader.read()
+    assert (reading.cpu_percent, reading.memory_bytes, reading.memory_fraction) == (None,) * 3
+    assert reading.disk_bytes
+    told = "\n".join(reading.problems)
+    assert "the CPU usage" in told
+    assert "the memory" in told
+    monkeypatch.undo()
+    assert reader.read().cpu_percent is not None
+
+
 # --- identity ---
 
 
@@ -259,6 +274,14 @@ def test_the_platform_by_name() -> None:
     assert Reader(config("http://localhost:9528/")).read().ip in ("127.0.0.1", "::1")
 
 
+def test_the_platform_behind_a_proxy() -> None:
+    """What counts is the way to the proxy: the platform itself may have no route at all."""
+    settings = config("http://203.0.113.1:9528/")
+    platform = replace(settings.device_status.endpoints[0], proxy="http://127.0.0.1:3128")
+    settings = replace(settings, device_status=DeviceStatus((platform,)))
+    assert Reader(settings).read().ip == "127.0.0.1"
+
+
 def test_an_interface_by_name() -> None:
     """The name of an interface stands for its IPv4 address."""
     assert Reader(config(ip="lo")).read().ip == "127.0.0.1"
@@ -337,6 +360,7 @@ ip link set wan address e0:a5:09:00:0e:6e up
 ip addr add 10.1.0.2/24 dev lan
 ip addr add 10.2.0.2/24 dev wan
 ip addr add fd02::2/64 dev wan nodad
+ip addr add 10.3.0.2/24 dev wan label wan:1
 ip route add default via 10.2.0.1
 """
 
@@ -347,6 +371,7 @@ ip route add default via 10.2.0.1
         ("http://10.1.0.9:9528/DeviceStatus", "10.1.0.2", "e0:a5:09:00:0e:6d"),
         ("http://10.2.0.9:9528/DeviceStatus", "10.2.0.2", "e0:a5:09:00:0e:6e"),
         ("https://203.0.113.1/DeviceStatus", "10.2.0.2", "e0:a5:09:00:0e:6e"),
+        ("http://10.3.0.9:9528/DeviceStatus", "10.3.0.2", "e0:a5:09:00:0e:6e"),
         ("https://[fd02::9]/DeviceStatus", "fd02::2", "e0:a5:09:00:0e:6e"),
         ("https://platform.invalid/DeviceStatus", "10.2.0.2", "e0:a5:09:00:0e:6e"),
     ],
@@ -361,6 +386,13 @@ def test_mac_of_a_named_interface() -> None:
     """An interface named in the configuration wins over the way to the platform."""
     reading = read_in_network(TWO_NETWORKS, "http://10.2.0.9:9528/", ip="lan")
     assert (reading["ip"], reading["mac"]) == ("10.1.0.2", "e0:a5:09:00:0e:6d")
+
+
+def test_mac_of_a_named_interface_without_address() -> None:
+    """Such an interface still says which box this is."""
+    commands = "ip link add lan address e0:a5:09:00:0e:6d type veth"
+    reading = read_in_network(commands, "http://10.2.0.9:9528/", ip="lan")
+    assert (reading["ip"], reading["mac"]) == (None, "e0:a5:09:00:0e:6d")
 
 
 def test_no_network_at_all() -> None:

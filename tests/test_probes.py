@@ -54,7 +54,7 @@ def test_64_silent_devices_cost_one_limit(silent: int) -> None:
     targets = {f"127.0.1.{number}": silent for number in range(1, 65)}
     started = time.monotonic()
     answers = probe(targets, 0.5)
-    assert 0.5 <= time.monotonic() - started < 0.8
+    assert 0.5 <= time.monotonic() - started < 2
     assert answers == dict.fromkeys(targets, False)
 
 
