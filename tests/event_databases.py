@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, Optional
+from typing import Any, Dict, Iterable, Mapping, Optional
 from urllib.parse import urlsplit
 
 from se3_uploader import config
@@ -94,11 +94,8 @@ class SqlEvents(EventDatabase):
             sql = sql.replace("%", "%%").replace("?", "%s")
         with closing(self.connect()) as connection:
             cursor = connection.cursor()
-            rows = list(rows)
-            if rows == [()]:
-                cursor.execute(sql, ())
-            else:
-                cursor.executemany(sql, rows)
+            for row in rows:
+                cursor.execute(sql, row)
             connection.commit()
 
     def create(self, types: Optional[Mapping[str, Mapping[str, str]]] = None) -> None:
@@ -111,8 +108,17 @@ class SqlEvents(EventDatabase):
         events = list(events)
         names = list(events[0])
         marks = ", ".join("?" for _ in names)
-        sql = f"INSERT INTO event ({', '.join(names)}) VALUES ({marks})"
-        self.run(sql, [tuple(event[name] for name in names) for event in events])
+        sql = f"INSERT INTO event ({', '.join(names)}) VALUES "
+        chunks = [events[first : first + 100] for first in range(0, len(events), 100)]
+        for size in {len(chunk) for chunk in chunks}:
+            self.run(
+                sql + ", ".join([f"({marks})"] * size),
+                [
+                    [e[name] for e in chunk for name in names]
+                    for chunk in chunks
+                    if len(chunk) == size
+                ],
+            )
 
     def remove(self, *ids: Any) -> None:
         if ids:
@@ -127,6 +133,7 @@ class MongoEvents(EventDatabase):
     engine = "mongodb"
 
     def create(self, types: Optional[Mapping[str, Mapping[str, str]]] = None) -> None:
+        del types  # a collection has none
         with self._client() as client:
             client.events.drop_collection("event")
             client.events.create_collection("event")
@@ -149,8 +156,3 @@ class MongoEvents(EventDatabase):
 def sqlite_events(path: Path) -> SqlEvents:
     """Name an SQLite file as an event database."""
     return SqlEvents("sqlite", f"sqlite:///{path}")
-
-
-def ids(keys: Iterable[Any]) -> List[Any]:
-    """Return keys as a list, to be compared."""
-    return list(keys)

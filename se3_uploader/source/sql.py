@@ -141,7 +141,7 @@ class SqlSource(ABC):
         condition, parameters = self._after(after)
         some = f"SELECT 1 FROM {self._from} WHERE {condition} LIMIT {limit:d}"
         with self._session() as database:
-            sql = f"SELECT COUNT(*) FROM ({some}) AS some"
+            sql = f"SELECT COUNT(*) FROM ({some}) AS counted"
             ((number,),), _ = self._fetch(database, Statement(sql, parameters))
         return int(number)
 
