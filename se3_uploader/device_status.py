@@ -27,7 +27,7 @@ EP_TYPES = ("0", "1", "2", "3", "4")
 
 
 class Report(NamedTuple):
-    """A DeviceStatus payload and what kept it from being complete, in sentences for the log."""
+    """A DeviceStatus payload and what kept it from being complete, in words for the log."""
 
     payload: Dict[str, Any]
     problems: List[str]
@@ -54,7 +54,7 @@ def collect(
     try:
         found = statuses(devices, seen, now_ms, limit)
     except Exception as error:  # a report without probes is better than none
-        found = Statuses({}, [f"The capture devices could not be probed: {error}"])
+        found = Statuses({}, [f"the capture devices could not be probed: {error}"])
     payload = format_report(
         reading,
         [(device, found.online.get(device.ep_ip, False)) for device in devices],
@@ -97,11 +97,11 @@ def known_devices(
     ]
     for device in [*configured, *from_table]:
         if len(device.ep_ip.split()) != 1:
-            problems.append("A capture device without an address (ep_ip) is not reported")
+            problems.append("a capture device without an address (ep_ip) is not reported")
             continue
         if device.ep_type not in EP_TYPES:
             problems.append(
-                f"Capture device {device.ep_ip}: ep_type {device.ep_type[:20]!r} is none of "
+                f"capture device {device.ep_ip}: ep_type {device.ep_type[:20]!r} is none of "
                 f"{', '.join(EP_TYPES)}; reported as {SubDevice.ep_type}"
             )
             device = replace(device, ep_type=SubDevice.ep_type)

@@ -128,7 +128,7 @@ class Reader:
         try:
             return read()
         except Exception as error:  # whatever a sensor does, the report goes without it
-            self._problems.append(f"Device status: cannot read {what}: {error}")
+            self._problems.append(f"cannot read {what}: {error}")
             return None
 
     def _ip(self, interfaces: Interfaces) -> str:
@@ -147,7 +147,7 @@ class Reader:
         addresses = self._platform.addresses()
         if not addresses:
             self._problems.append(
-                f"Device status: the platform {self._platform.host} has no known address (DNS), "
+                f"the platform {self._platform.host} has no known address (DNS), "
                 "so gateway_ip is the address on the default route"
             )
             addresses = [found for address in ANYWHERE for found in look_up(address, NUMERIC)]
