@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import os
 import ssl
-from typing import Callable, NamedTuple, Optional, Tuple
+from typing import Any, Callable, NamedTuple, Optional, Tuple
+from urllib.parse import urlsplit
 
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
@@ -60,16 +61,27 @@ def read_access(endpoint: config.Endpoint) -> Access:
         if ":" not in secret:
             raise CredentialsError(f"{auth.basic_file}: write user:password on one line")
         authorization = "Basic " + base64.b64encode(secret.encode()).decode()
-    context = tls_context(endpoint.tls) if endpoint.url.startswith("https:") else None
+    parts = urlsplit(endpoint.url)
+    context = tls_context(endpoint.tls, parts.hostname or "") if parts.scheme == "https" else None
     return Access(before, authorization, context)
 
 
-def tls_context(tls: config.Tls) -> ssl.SSLContext:
+class _NamedContext(ssl.SSLContext):
+    """Checks for its own host's name, which urllib3 1.26 does not tell where it is an address."""
+
+    host = ""
+
+    def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
+        return super().wrap_socket(*args, **{"server_hostname": self.host, **kwargs})
+
+
+def tls_context(tls: config.Tls, host: str) -> ssl.SSLContext:
     """Make what a TLS connection is checked against: at least TLS 1.2, own CA or the machine's.
 
     Raises CredentialsError where a certificate or key cannot be loaded.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = _NamedContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.host = host
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if not tls.verify:
         context.check_hostname = False

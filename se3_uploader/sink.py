@@ -309,7 +309,7 @@ def explain(error: BaseException, endpoint: config.Endpoint, line: Optional[Line
         return "connection", f"{where}: {error.strerror or 'the proxy refused to connect us'}"
     if isinstance(error, http.client.HTTPException):
         return "protocol", f"{where}: the answer was no HTTP; check the url"
-    if isinstance(error, ValueError):
+    if isinstance(error, (requests.RequestException, UnicodeError)):
         return "connection", f"{where}: the url or a header cannot be used; check the configuration"
     return "connection", f"{where}: unexpected {type(error).__name__}"
 

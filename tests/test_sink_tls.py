@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import ipaddress
 import os
 import socket
 import ssl
@@ -12,6 +13,8 @@ from typing import Any, Optional
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 
 from se3_uploader import config
 from se3_uploader.policy import Answer
@@ -87,6 +90,29 @@ def self_signed() -> ssl.SSLContext:
     return context
 
 
+def not_yet_valid() -> ssl.SSLContext:
+    """A server whose certificate begins tomorrow, which trustme makes on newer Pythons only."""
+    key = serialization.load_pem_private_key(CA.private_key_pem.bytes(), None)
+    authority = x509.load_pem_x509_certificate(CA.cert_pem.bytes())
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(authority.subject)
+        .not_valid_before(NOW + DAY)
+        .not_valid_after(NOW + 3 * DAY)
+        .serial_number(x509.random_serial_number())
+        .public_key(key.public_key())
+        .add_extension(x509.SubjectAlternativeName([address]), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = CA.private_key_pem.bytes() + certificate.public_bytes(serialization.Encoding.PEM)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with trustme.Blob(pem).tempfile() as path:
+        context.load_cert_chain(path)
+    return context
+
+
 def only_tls_1_1() -> ssl.SSLContext:
     """A server that speaks nothing newer than TLS 1.1."""
     context = server_tls()
@@ -97,18 +123,8 @@ def only_tls_1_1() -> ssl.SSLContext:
 
 
 BAD_SERVERS = {
-    "expired": (
-        lambda: server_tls(
-            CA.issue_cert("127.0.0.1", not_before=NOW - 3 * DAY, not_after=NOW - DAY)
-        ),
-        "expired",
-    ),
-    "not yet valid": (
-        lambda: server_tls(
-            CA.issue_cert("127.0.0.1", not_before=NOW + DAY, not_after=NOW + 3 * DAY)
-        ),
-        "check the clock of this box",
-    ),
+    "expired": (lambda: server_tls(CA.issue_cert("127.0.0.1", not_after=NOW - DAY)), "expired"),
+    "not yet valid": (not_yet_valid, "check the clock of this box"),
     "wrong address": (lambda: server_tls(CA.issue_cert("127.0.0.2")), "127.0.0.1"),
     "wrong host": (lambda: server_tls(CA.issue_cert("platform.example")), "127.0.0.1"),
     "unknown CA": (lambda: server_tls(OTHER_CA.issue_cert("127.0.0.1")), "issuer"),
