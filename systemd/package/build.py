@@ -43,16 +43,21 @@ def commit_time() -> str:
 def locked(names: Iterable[str] = ()) -> str:
     """The lines of requirements.lock, or of these packages in it."""
     text = (HERE / "requirements.lock").read_text()
-    return "".join(
-        re.search(rf"^{re.escape(name)}==.*\n(?: +--hash.*\n)+", text, re.M)[0]  # type: ignore[index]
-        for name in names
-    ) or text
+    return (
+        "".join(
+            re.search(rf"^{re.escape(name)}==.*\n(?: +--hash.*\n)+", text, re.M)[0]  # type: ignore[index]
+            for name in names
+        )
+        or text
+    )
 
 
 def build_wheel(dist: Path, work: Path) -> Path:
     """Build the wheel from the files under version control, with the locked setuptools."""
     source = work / "source"
-    for name in run("git", "ls-files", "-z", "--", "se3_uploader", "*.*", "LICENSE", cwd=TOP).split("\0"):
+    for name in run("git", "ls-files", "-z", "--", "se3_uploader", "*.*", "LICENSE", cwd=TOP).split(
+        "\0"
+    ):
         if name and (name.startswith("se3_uploader/") or "/" not in name):
             target = source / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +145,7 @@ def copyright_notice(lib: Path) -> str:
             (TOP / "LICENSE").read_text(),
             "Packages beside it in /opt/se3-uploader/lib, with their licences in *.dist-info there:\n",
             *rows,
-            "",
+            "\nOn Debian the Apache License 2.0 is in /usr/share/common-licenses/Apache-2.0.\n",
         ]
     )
 
