@@ -258,6 +258,12 @@ class Daemon:
             log.warning("outbox.path changes only with a restart; the old outbox stays in use")
             config = _with_outbox_path(config, self.config.outbox.path)
         self._drain(STOP_WITHIN)
+        if self._engine.outbox_error:
+            # Receipts that are only in memory would be forgotten, and their events sent again.
+            log.error("not reloaded: the outbox cannot be written; reload again when it can be")
+            self._engine.stopping = False
+            sdnotify.ready(self._engine.summary())
+            return
         self._engine.close(0.0)
         self._engine.flush()
         if source is not self._source:

@@ -40,6 +40,7 @@ class Courier:
         self._answers: Deque[Tuple[int, policy.Answer]] = deque()
         self._tickets = itertools.count(1)
         self._flying: Dict[int, Queue] = {}
+        self._told: Dict[Tuple[str, int, str], Tuple[float, int]] = {}
 
     @property
     def in_flight(self) -> bool:
@@ -171,8 +172,9 @@ class Courier:
                 queue.held.get((found.key, found.fingerprint), found)
                 for found in self._recorder.outbox.uncopied(queue.id, limit)
             ]
-            fetched = self._intake.fetch(queue, entries)
-            done = sum(self._copy(queue, entry, fetched) for entry in entries)
+            bodies = queue.bodies()
+            fetched = self._intake.fetch(queue, [e for e in entries if id(e) not in bodies])
+            done = sum(self._copy(queue, e, bodies.get(id(e)), fetched) for e in entries)
         except SourceError:
             return 0
         except OutboxError as error:
@@ -181,25 +183,38 @@ class Courier:
         self._recorder.write()
         return done
 
-    def _copy(self, queue: Queue, entry: Entry, found: Fetched) -> bool:
-        if entry.key in found.missing:
+    def _copy(self, queue: Queue, entry: Entry, body: Optional[bytes], found: Fetched) -> bool:
+        if body is None and entry.key in found.missing:
             self._lose(queue, entry, DELETED)
-        elif entry.key in found.rows:
+            return True
+        if body is None and entry.key in found.rows:
             body = self._build(queue, entry, found.rows[entry.key])
-            if body is not None:
-                self._recorder.note(entry)
-                self._recorder.keep_body(entry, body)
-        else:
-            return False
-        return True
+            if body is None:
+                return True
+        if body is not None:
+            self._recorder.keep_body(entry, body)
+        return body is not None
 
     def _lose(self, queue: Queue, entry: Entry, reason: str) -> None:
-        log.error("an event is lost", endpoint=queue.endpoint.name, reason=reason)
+        self._tell_end("an event is lost", queue, reason)
         self._recorder.end(entry, LOST, reason)
 
     def _end_dead(self, queue: Queue, entry: Entry, reason: str) -> None:
-        log.error("an event is dead", endpoint=queue.endpoint.name, reason=reason)
+        self._tell_end("an event is dead", queue, reason)
         self._recorder.end(entry, DEAD, reason)
+
+    def _tell_end(self, what: str, queue: Queue, reason: str) -> None:
+        """Log it, but when thousands end the same way, only once a while with their number."""
+        now, about = self._monotonic(), (what, queue.id, reason)
+        last, silent = self._told.get(about, (float("-inf"), 0))
+        if now - last < TOLD_AGAIN:
+            self._told[about] = (last, silent + 1)
+            return
+        more = {"more_since": silent} if silent else {}
+        log.error(what, endpoint=queue.endpoint.name, reason=reason, **more)
+        if len(self._told) > 100:
+            self._told.clear()
+        self._told[about] = (now, 0)
 
     # Judging
 
@@ -309,10 +324,12 @@ class Courier:
         next_attempt = wall + wait if after.error else None
         state = EndpointState(after.state, after.since, after.error, next_attempt)
         self._recorder.set_state(queue.id, state)
+        if before.state == policy.OK:
+            queue.away_since = now
         if after.state == policy.OK:
             if queue.told is not None:
-                away = wall - before.since if before.since is not None else 0.0
-                log.info(f"{name} takes deliveries again", endpoint=name, away_s=max(0.0, away))
+                away = now - queue.away_since
+                log.info(f"{name} takes deliveries again", endpoint=name, away_s=away)
             queue.told = None
         elif queue.told is None and (after.failures > 1 or after.state == policy.PAUSED):
             log.warning(

@@ -64,8 +64,8 @@ class Intake:
         queue.begun = cursor is not None
         queue.cursor = cursor or NOWHERE
         queue.caught_up = False
-        queue.lookback = None if self._source.ordered else Lookback(self._config.lookback)
-        if queue.lookback is not None and queue.cursor.position is not None:
+        queue.lookback = Lookback(self._config.lookback)
+        if queue.cursor.position is not None:
             queue.lookback.moved(queue.cursor.position, self._monotonic())
 
     def look_soon(self) -> None:
@@ -124,9 +124,8 @@ class Intake:
         if page.refs:
             last = page.refs[-1]
             queue.cursor = queue.cursor._replace(position=last.key, fingerprint=last.fingerprint)
-            if queue.lookback is not None:
-                queue.lookback.moved(last.key, self._monotonic())
-        sweeping = queue.lookback is not None and self._sweep(queue, queue.lookback)
+            queue.lookback.moved(last.key, self._monotonic())
+        sweeping = not self._source.ordered and self._sweep(queue, queue.lookback)
         if page.refs or not queue.begun:
             self._move_cursor(queue)
         queue.caught_up = len(page.refs) < PAGE and not sweeping

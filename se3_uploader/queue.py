@@ -52,7 +52,7 @@ class Queue:
     sink: Transport
     health: policy.Health = field(default_factory=policy.Health)
     cursor: Cursor = NOWHERE
-    lookback: Optional[Lookback] = None
+    lookback: Lookback = field(default_factory=lambda: Lookback(0.0))
     begun: bool = False
     """The place in the source is decided (source.start) and recorded."""
     caught_up: bool = False
@@ -75,6 +75,8 @@ class Queue:
     """When payloads at risk are looked for again."""
     told: Optional[float] = None
     """When the log last spoke of the outage under way, None: there is none worth a word."""
+    away_since: float = 0.0
+    """Monotonic second at which the last outage began."""
     not_before: float = 0.0
     """Strict order: the event in front waits until then, and all others behind it."""
 
@@ -180,6 +182,12 @@ class Queue:
         entry, body = self.ready.popleft()
         self.ready_bytes -= len(body)
         return entry, body
+
+    def bodies(self) -> Dict[int, bytes]:
+        """id of entry -> its payload, for those that are lined up or under way."""
+        found = {id(entry): body for entry, body in self.ready}
+        found.update((id(flight.entry), flight.body) for flight in self.flights.values())
+        return found
 
     def again(self, entry: Entry, body: bytes, due: float) -> None:
         """Try an entry again at a monotonic second; others go first unless the order is strict."""

@@ -164,13 +164,17 @@ class Outbox:
         return (found[0][0], found[0][1]) if found else None
 
     def known(self, endpoint_id: int, refs: Sequence[Ref]) -> Set[Key]:
-        """Keys of those events that stand in the outbox already, whatever generation and state."""
+        """Keys of those events that stand in the outbox already, in whatever generation.
+
+        A lost one does not count: where the source got it back after all, it is sent.
+        """
         found: Set[Key] = set()
         for start in range(0, len(refs), 500):
             part = {ref.key: ref.fingerprint for ref in refs[start : start + 500]}
             marks = ",".join("?" * len(part))
             rows = self._read(
-                f"SELECT key, fingerprint FROM delivery WHERE endpoint_id = ? AND key IN ({marks})",
+                "SELECT key, fingerprint FROM delivery"
+                f" WHERE endpoint_id = ? AND state <> {LOST} AND key IN ({marks})",
                 endpoint_id, *part,
             )  # fmt: skip
             found.update(key for key, fingerprint in rows if part[key] == fingerprint)

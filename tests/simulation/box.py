@@ -1,0 +1,144 @@
+"""The box of a simulation: its writer, its event database, and what ever happened in it."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sqlite3
+from dataclasses import dataclass
+from typing import Dict, Iterable, List, Optional, Set
+
+COLUMNS = "identity_id, identity_name, group_name, timestamp, score, device_ip, spot_pic"
+
+
+@dataclass
+class Event:
+    """An event that the box wrote; its serial number is its identity_id."""
+
+    serial: int
+    row_id: int
+    usable: bool
+    written_at: float
+    deleted_at: Optional[float] = None
+
+
+class Box:
+    """Writes events as an engine would, prunes, wipes and restores them. Knows nothing of us."""
+
+    def __init__(self, folder: str, rng: random.Random, wall) -> None:  # type: ignore[no-untyped-def]
+        self.path = os.path.join(folder, "event.db")
+        self.events: Dict[int, Event] = {}
+        self.deleted: Set[int] = set()
+        """Serials of events that were gone at some time."""
+        self.autoincrement = rng.random() < 0.5
+        self._wal = rng.random() < 0.5
+        self._rng = rng
+        self._wall = wall
+        self._backup: Optional[Set[int]] = None
+        self._db = self._create(self.path)
+
+    def _create(self, path: str) -> sqlite3.Connection:
+        db = sqlite3.connect(path, isolation_level=None)
+        db.execute(f"PRAGMA journal_mode = {'WAL' if self._wal else 'DELETE'}")
+        db.execute("PRAGMA synchronous = OFF")
+        key = "AUTOINCREMENT" if self.autoincrement else ""
+        db.execute(f"CREATE TABLE event (id INTEGER PRIMARY KEY {key}, {COLUMNS})")
+        return db
+
+    def write(self, count: int) -> None:
+        """Insert events; one in a hundred lacks a required field."""
+        with self._db:
+            self._db.execute("BEGIN")
+            for _ in range(count):
+                serial = len(self.events) + 1
+                usable = self._rng.random() > 0.01
+                done = self._db.execute(
+                    f"INSERT INTO event ({COLUMNS}) VALUES (?, ?, 'g', ?, ?, '10.0.0.1', ?)",
+                    (
+                        str(serial),
+                        f"person {serial}",
+                        int(self._wall() * 1000),
+                        0.5 if usable else None,
+                        bytes([serial % 256]) * 60,
+                    ),
+                )
+                row_id = done.lastrowid or 0
+                self.events[serial] = Event(serial, row_id, usable, self._wall())
+            self._db.execute("COMMIT")
+
+    def living(self) -> List[Event]:
+        """Events that the database holds now."""
+        return [event for event in self.events.values() if event.deleted_at is None]
+
+    def _delete(self, events: List[Event]) -> None:
+        self._db.executemany("DELETE FROM event WHERE id = ?", [(e.row_id,) for e in events])
+        self._gone(events)
+
+    def _gone(self, events: Iterable[Event]) -> None:
+        for event in events:
+            event.deleted_at = self._wall()
+            self.deleted.add(event.serial)
+
+    def prune(self) -> None:
+        """Delete the oldest, as a quota does."""
+        living = sorted(self.living(), key=lambda event: event.row_id)
+        self._delete(living[: self._rng.randint(0, len(living))])
+
+    def cut_back(self) -> None:
+        """Delete the newest, whose ids are given out again where there is no AUTOINCREMENT."""
+        living = sorted(self.living(), key=lambda event: event.row_id)
+        self._delete(living[-self._rng.randint(1, 5) :])
+
+    def wipe(self) -> None:
+        """Delete everything; ids start again."""
+        self._delete(self.living())
+        if self.autoincrement:
+            self._db.execute("DELETE FROM sqlite_sequence")
+
+    def touch(self) -> None:
+        """Change a row after it was written: its picture came late."""
+        living = self.living()
+        if living:
+            event = self._rng.choice(living)
+            self._db.execute("UPDATE event SET spot_pic = ? WHERE id = ?", (b"late", event.row_id))
+
+    def replace(self) -> None:
+        """Put a fresh, empty database file in the place of the old one."""
+        self._db.close()
+        self._gone(self.living())
+        self._new_file()
+
+    def _new_file(self) -> None:
+        for suffix in ("-wal", "-shm", "-journal"):
+            if os.path.exists(self.path + suffix):
+                os.remove(self.path + suffix)
+        fresh = self.path + ".new"
+        self._create(fresh).close()
+        os.replace(fresh, self.path)
+        self._db = sqlite3.connect(self.path, isolation_level=None)
+
+    def back_up(self) -> None:
+        """Keep a copy of the database file."""
+        if self._backup is None:
+            self._db.execute("VACUUM INTO ?", (self.path + ".backup",))
+            self._backup = {event.serial for event in self.living()}
+
+    def restore(self) -> None:
+        """Put the copy in the place of the file: later events are gone, deleted ones are back."""
+        if self._backup is None:
+            return
+        self._db.close()
+        for suffix in ("-wal", "-shm", "-journal"):
+            if os.path.exists(self.path + suffix):
+                os.remove(self.path + suffix)
+        shutil.copy(self.path + ".backup", self.path + ".new")
+        os.replace(self.path + ".new", self.path)
+        self._gone(event for event in self.living() if event.serial not in self._backup)
+        for serial in self._backup:
+            self.events[serial].deleted_at = None
+        self._db = sqlite3.connect(self.path, isolation_level=None)
+
+    def close(self) -> None:
+        """End the writer."""
+        self._db.close()
