@@ -168,6 +168,8 @@ def lookup(values: Mapping[str, Any], path: str) -> Any:
 
     JSON text on the way is parsed; a path leads into documents, never into lists.
     """
+    if "." not in path:
+        return values.get(path)
     column, *parts = path.split(".")
     value = values.get(column)
     for part in parts:

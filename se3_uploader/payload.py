@@ -160,8 +160,8 @@ def fingerprint(values: Mapping[str, Any], columns: Columns, key: Union[int, str
 
     The same for ever: whoever changes this changes the Idempotency-Key of every event.
     """
-    parts = [key, *(lookup(values, path) for path in columns.identity_paths)]
-    spelled = (b"%b%d:%b" % (tag, len(data), data) for tag, data in map(_canonical, parts))
+    parts = [key, *[lookup(values, path) for path in columns.identity_paths]]
+    spelled = [b"%b%d:%b" % (tag, len(data), data) for tag, data in map(_canonical, parts)]
     return hashlib.blake2b(b"".join(spelled), digest_size=16).digest()
 
 
@@ -171,11 +171,15 @@ def idempotency_key(dev_sno: str, fingerprint: bytes) -> str:
 
 
 def _canonical(value: Any) -> Tuple[bytes, bytes]:
-    """Return a type tag and the one spelling of a value."""
-    if value is None:
-        return b"n", b""
+    """Return a type tag and the one spelling of a value; the commonest types first."""
     if isinstance(value, str):
         return b"s", value.encode("utf-8", "surrogatepass")
+    if type(value) is int:
+        return b"i", b"%d" % value
+    if type(value) is float:
+        return b"f", repr(value).encode()
+    if value is None:
+        return b"n", b""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return b"b", bytes(value)
     if isinstance(value, datetime):
