@@ -20,7 +20,14 @@ import tenacity
 from se3_uploader import __version__, config
 from se3_uploader.credentials import Access, CredentialsError, read_access, stamp_of
 from se3_uploader.policy import Answer
-from se3_uploader.transport import ConnectTimeout, Line, PlaintextRefused, StaleConnection, is_eof
+from se3_uploader.transport import (
+    FOREVER,
+    ConnectTimeout,
+    Line,
+    PlaintextRefused,
+    StaleConnection,
+    is_eof,
+)
 
 MAX_RETRY_AFTER = 86400.0
 """Seconds: a platform that asks us to wait longer is taken to mean a day."""
@@ -61,9 +68,11 @@ class Sink:
         self.certificate_not_after: Optional[float] = None
         """Epoch seconds at which the platform's certificate expires; None until it was seen."""
         self.collect = collect
+        self._access: Optional[Access] = None
+        self._reading = threading.Lock()
+        """Held while files are read, which may take long enough to be noticed by submit."""
         self._changed = threading.Condition()
         """Guards everything below."""
-        self._access: Optional[Access] = None
         self._workers: List[_Worker] = []
         self._idle: List[_Worker] = []
         self._waiting: Deque[Delivery] = deque()
@@ -72,6 +81,8 @@ class Sink:
         self._aborted = False
         self._watcher: Optional[threading.Thread] = None
         self._watcher_rests = False
+        self._begun = False
+        """Whether a POST began since the watcher last looked."""
 
     def submit(self, delivery: Delivery) -> None:
         """Have a delivery sent; never blocks. Raises RuntimeError after close."""
@@ -120,7 +131,7 @@ class Sink:
         stamp = stamp_of(self.endpoint)
         access = self._access
         if access is None or access.stamp != stamp:
-            with self._changed:
+            with self._reading:
                 access = self._access
                 if access is None or access.stamp != stamp:
                     access = self._access = read_access(self.endpoint)
@@ -130,6 +141,7 @@ class Sink:
         """Start the total time limit of a POST, or cut it at once when the sink was aborted."""
         with self._changed:
             line.begin()
+            self._begun = True
             if self._aborted:
                 line.cut(STOPPED)
             elif self._watcher is None:
@@ -163,18 +175,21 @@ class Sink:
     def _watch(self) -> None:
         """Cut POSTs that take longer than the total time limit.
 
-        Deadlines only ever move back, so the thread sleeps until the first of them, and is woken
-        only from a rest in which there was none.
+        A POST that begins later ends later, so the thread sleeps until the first deadline, or for a
+        whole time limit when there is none, and is woken only after a limit without any POST.
         """
+        total = self.endpoint.timeout.total
         with self._changed:
             while not self._aborted:
                 now = time.monotonic()
                 lines = [worker.line for worker in self._workers if worker.line]
                 for line in lines:
                     if line.deadline <= now:
-                        line.cut(f"took longer than {self.endpoint.timeout.total:g} s in all")
-                first = min((line.deadline for line in lines), default=float("inf"))
-                self._watcher_rests = first == float("inf")
+                        line.cut(f"took longer than {total:g} s in all")
+                deadlines = [line.deadline for line in lines if line.deadline < FOREVER]
+                self._watcher_rests = not (deadlines or self._begun)
+                self._begun = False
+                first = min([now + total, *deadlines])
                 self._changed.wait(None if self._watcher_rests else first - now)
 
 

@@ -31,6 +31,9 @@ MAX_BODY = 64 * 1024
 SEND_BLOCK = 64 * 1024
 """Bytes handed to a socket at once: each block has the read timeout to leave in."""
 
+FOREVER = float("inf")
+"""The deadline of what has none."""
+
 TRUSTED_NETWORKS = tuple(
     ipaddress.ip_network(network)
     for network in (
@@ -89,7 +92,7 @@ class Line:
     def __init__(self, endpoint: config.Endpoint, access: Access, headers: Mapping[str, str]):
         """Connect nothing yet. Raises ValueError for an impossible url or header."""
         self.access = access
-        self.deadline = float("inf")
+        self.deadline = FOREVER
         """Monotonic time at which the POST in hand is to be cut; infinite between POSTs."""
         self.cut_reason = ""
         """Why the POST in hand was cut; "" while it was not."""
@@ -127,12 +130,12 @@ class Line:
 
     def end(self) -> None:
         """Stop the clock."""
-        self.deadline = float("inf")
+        self.deadline = FOREVER
 
     def cut(self, reason: str) -> None:
         """End the POST in hand from another thread; a connection that it still opens ends too."""
         with self._lock:
-            self.deadline = float("inf")
+            self.deadline = FOREVER
             self.cut_reason = reason
             if self._handle is not None:
                 try:
