@@ -30,6 +30,8 @@ REFRESH = 1.0
 HOUSEKEEPING = 60.0
 RECENT_EVENTS = 1000
 """Rows in which a capture device is looked for by the probe seen:."""
+LONGEST_COLLECTION = 1.8
+"""Seconds that reading the box and probing its capture devices may take."""
 ATTEMPTS_ONCE = 5
 """Failed rounds after which `run --once` leaves an endpoint for another time."""
 PATIENCE_ONCE = 15.0
@@ -128,6 +130,9 @@ class Daemon:
         self._collecting: Optional[threading.Thread] = None
         self._reader: Optional[Reader] = None
         self._report_problems: List[str] = []
+        self._source_problems: List[str] = []
+        self._device_rows: List[Mapping[str, Any]] = []
+        self._devices_seen: Dict[str, int] = {}
         self._started = time.monotonic()
         self._begin_reports()
 
@@ -191,7 +196,7 @@ class Daemon:
         while self._reports:
             report = self._reports.popleft()
             self._engine.report(report.payload)
-            self._tell_problems(report.problems)
+            self._tell_problems([*self._source_problems, *report.problems])
         if self._reader is None:
             return float("inf")
         if now >= self._beat:
@@ -219,16 +224,17 @@ class Daemon:
 
     def _from_source(self) -> Tuple[List[Mapping[str, Any]], Dict[str, int]]:
         wanted = self.config.device_status
-        rows: List[Mapping[str, Any]] = []
-        seen: Dict[str, int] = {}
         try:
             if wanted.sub_devices_table:
-                rows = self._source.sub_devices(wanted.sub_devices_table)
+                self._device_rows = self._source.sub_devices(wanted.sub_devices_table)
             if any(device.probe.startswith("seen:") for device in wanted.sub_devices):
-                seen = self._source.last_seen(RECENT_EVENTS)
+                self._devices_seen = self._source.last_seen(RECENT_EVENTS)
         except SourceError as error:
-            self._tell_problems([f"the capture devices cannot be read: {error}"])
-        return rows, seen
+            # What was read before is better than devices that vanish from the report.
+            self._source_problems = [f"the capture devices cannot be read: {error}"]
+        else:
+            self._source_problems = []
+        return self._device_rows, self._devices_seen
 
     def _tell_problems(self, problems: List[str]) -> None:
         for problem in problems:
@@ -290,10 +296,11 @@ class Daemon:
         log.info("stopping")
         deadline = time.monotonic() + STOP_WITHIN
         if self._collecting is not None:
-            self._collecting.join(1.0)
+            self._collecting.join(LONGEST_COLLECTION)
+        self._reports.clear()
         self._collect("offline")
         if self._collecting is not None:
-            self._collecting.join(1.0)
+            self._collecting.join(LONGEST_COLLECTION / 2)
         self._report_step(0.0)
         self._drain(3.0)
         self._engine.close(max(0.0, deadline - time.monotonic()))

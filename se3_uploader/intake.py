@@ -16,6 +16,8 @@ PAGE = 256
 """Events read from the source at a time."""
 WINDOW = 200_000
 """References to events kept for an endpoint that is away; more wait in the source."""
+WITNESSES = 8
+"""Rows asked whether the source is still the same, where the one at the position is gone."""
 COMMIT_WAITS = (0.01, 0.06, 0.3)
 """Seconds after a write to the files of the source at which to look: commits show after fsync."""
 
@@ -117,7 +119,7 @@ class Intake:
         if not queue.begun and self._start == "latest":
             self._begin_at_newest(queue)
         page = self._source.look(queue.cursor.position, PAGE)
-        if not same_history(queue.cursor, page):
+        if not self._is_same_history(queue, page):
             self._begin_generation(page)
             return True
         self._add(queue, page)
@@ -130,6 +132,18 @@ class Intake:
             self._move_cursor(queue)
         queue.caught_up = len(page.refs) < PAGE and not sweeping
         return bool(page.refs) or sweeping
+
+    def _is_same_history(self, queue: Queue, page: Look) -> bool:
+        if not same_history(queue.cursor, page):
+            return False
+        if page.at is not None or queue.cursor.position is None or not page.refs:
+            return True
+        # The row at the position is gone, so ask those that were seen before it.
+        for ref in self._outbox.recent(queue.id, self.generation, WITNESSES):
+            now = self._source.look(ref.key, 1).at
+            if now is not None:
+                return now.fingerprint == ref.fingerprint
+        return True
 
     def _add(self, queue: Queue, page: Look) -> None:
         refs = [ref for ref in page.refs if (ref.key, ref.fingerprint) not in queue.held]

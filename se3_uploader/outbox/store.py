@@ -180,6 +180,15 @@ class Outbox:
             found.update(key for key, fingerprint in rows if part[key] == fingerprint)
         return found
 
+    def recent(self, endpoint_id: int, generation_id: int, limit: int) -> List[Ref]:
+        """The references recorded last, newest first."""
+        rows = self._read(
+            "SELECT key, fingerprint FROM delivery WHERE endpoint_id = ? AND generation_id = ?"
+            " ORDER BY id DESC LIMIT ?",
+            endpoint_id, generation_id, limit,
+        )  # fmt: skip
+        return [Ref(key, bytes(fingerprint)) for key, fingerprint in rows]
+
     def pending(self, endpoint_id: int, limit: int, loaded: Collection[int] = ()) -> List[Entry]:
         """At most limit pending entries that are not loaded yet (row ids), live ones first."""
         rows = self._read(

@@ -1,4 +1,4 @@
-"""What must hold after every story. Shares no code with the engine: it reads tables and arrivals."""
+"""What must hold after every story; it shares no code with the engine, and reads tables only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .story import Story
 
 MOST_UNDONE = 120
-"""Acceptances that a crash may undo for an endpoint: one group of receipts and what was in flight."""
+"""Acceptances that a crash may undo for an endpoint: a group of receipts, and the in flight."""
 REJECTIONS = 4
 """An event that the platform rejects is dead after 1 + reject_after attempts."""
 
