@@ -16,11 +16,8 @@ from typing import Dict, Iterator, List, NamedTuple
 
 from benchmarks import events, uploader
 from benchmarks.draining import ONCE, drain
-from benchmarks.processes import ROOT, Platform, Program
+from benchmarks.processes import ROOT, SETTLE, Platform, Program
 from se3_uploader import sample
-
-SETTLE = 5.0
-"""Seconds after the start until a daemon counts as idle."""
 
 
 class Finding(NamedTuple):
@@ -47,9 +44,11 @@ def running(folder: Path, database: Path, url: str) -> Iterator[Program]:
     """The daemon on a database, with a fresh outbox in the folder."""
     shutil.rmtree(folder / "outbox", ignore_errors=True)
     with Program(uploader.daemon(folder, database, url), folder / "log") as program:
-        yield program
-        if program.process.poll() is not None:
-            raise RuntimeError(f"The daemon ended: {(folder / 'log').read_text()[-2000:]}")
+        try:
+            yield program
+        except TimeoutError as error:
+            said = (folder / "log").read_text()[-2000:]
+            raise RuntimeError(f"The daemon did not send what was waited for: {said}") from error
         program.finish(stop=True)
 
 

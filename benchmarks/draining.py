@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Sequence
 
 from benchmarks import events, uploader
-from benchmarks.processes import Platform, Program
+from benchmarks.processes import SETTLE, Platform, Program
 
 
 class Contestant(NamedTuple):
@@ -58,8 +59,9 @@ def drain(contestant: Contestant, database: Path, n: int, idle_cpu: float = 0.0)
         folder = Path(name)
         arguments = contestant.arguments(folder, database, platform.url)
         with Program(arguments, folder / "log") as program:
-            if contestant.runs_on and n:
+            if contestant.runs_on:
                 platform.wait(n, timeout=3600)
+                time.sleep(0 if n else SETTLE)
             usage = program.finish(stop=contestant.runs_on)
         report = platform.report()
     if not report["keys"] == report["requests"] == n:

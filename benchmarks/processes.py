@@ -14,6 +14,8 @@ from typing import Any, Dict, List, NamedTuple
 
 TICK = 0.02
 """Seconds between two looks at a running program."""
+SETTLE = 5.0
+"""Seconds after the start until a daemon counts as idle."""
 ROOT = Path(__file__).parent.parent
 
 

@@ -43,6 +43,7 @@ def ratios(results: Mapping[str, Results]) -> Dict[str, float]:
         )
         for size, runs in results.items()
         for what, baseline in COMPARED
+        if baseline.name in runs
     }
 
 
