@@ -399,6 +399,7 @@ def test_a_picture_is_served_as_an_image_only_where_it_is_one(
         "/picture/1/..%2f..%2freceived.db",
         "/picture/99/spot_pic",
         "/api/event/99",
+        "/api/event/99999999999999999999",
         "/received.db",
     ],
 )
@@ -532,6 +533,27 @@ def test_a_stopped_receiver_leaves_nothing_behind(tmp_path: Path) -> None:
     assert threading.active_count() == threads
     with Receiver(dir=tmp_path, port=receiver.port) as again:
         assert post(again, event()).status_code == 200
+
+
+def test_the_feed_tells_only_what_changed(receiver: Receiver) -> None:
+    """Since its cursor a page gets new and repeated events, or none where nothing happened."""
+
+    def ask(**known: Any) -> Any:
+        return requests.get(receiver.url + "/api/feed", known, timeout=5).json()
+
+    for key in "abc":
+        post(receiver, event(), Idempotency_Key=key)
+    post(receiver, status(), "/DeviceStatus")
+    first = ask()
+    assert len(first["gateways"]) == 1
+    assert [card["id"] for card in first["events"]] == [3, 2, 1]
+    known = {"store": first["store"], "since": first["cursor"]}
+    assert "events" not in ask(**known)
+    post(receiver, event(), Idempotency_Key="b")
+    news = ask(**known)
+    assert [(card["id"], card["repeats"]) for card in news["events"]] == [(2, 1)]
+    assert "gateways" not in news
+    assert len(ask(store="of another receiver", since=first["cursor"])["events"]) == 3
 
 
 def test_the_feed_survives_any_payload(receiver: Receiver) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Optional, Tuple
 from urllib.parse import urlsplit
 
 from flask import Flask, Response, abort, jsonify, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, NotFound
 
 from . import intake
 from .store import Store
@@ -63,7 +63,7 @@ def create_app(store: Store, trouble: Trouble, stopping: threading.Event, local:
         if local and not _is_loopback(request.host):
             abort(403, "The receiver listens on this machine only, under localhost or 127.0.0.1.")
         origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != request.host:
+        if origin is not None and origin.partition("://")[2] != request.host:
             abort(403, "Another site's page may not ask here.")
 
     @app.after_request
@@ -79,6 +79,10 @@ def create_app(store: Store, trouble: Trouble, stopping: threading.Event, local:
             (name, value) for name, value in error.get_headers() if name == "Allow"
         )
         return answer
+
+    @app.errorhandler(OverflowError)
+    def no_such_number(_: OverflowError) -> Response:
+        return plain(NotFound("There is no event of this number."))
 
     @app.errorhandler(sqlite3.OperationalError)
     def not_stored(error: sqlite3.OperationalError) -> Tuple[Response, int]:
@@ -145,7 +149,7 @@ def _receive(
     except intake.Unreadable as error:
         return jsonify(status=1, message=str(error)), error.status
     reasons = intake.objections(kind, payload)
-    add(payload, reasons, request.headers.get("Idempotency-Key"), body)
+    add(payload, reasons, request.headers.get("Idempotency-Key") or None, body)
     if reasons:
         return jsonify(status=1, message="the schema is broken", reasons=reasons), 422
     return jsonify(status=0, message="SUCCESS"), good
@@ -177,7 +181,7 @@ def _feed(store: Store) -> Dict[str, Any]:
     )
     answer["events"] = [event_card(report) for report in events[:_CARDS]]
     answer["more"] = len(events) > _CARDS
-    if not before:
+    if not before and (not since or store.has_new_statuses(since)):
         reports = store.latest_statuses(_GATEWAYS, _REPORTS)
         answer["gateways"] = [gateway_card(of_one) for of_one in reports]
     return answer
@@ -193,10 +197,8 @@ def _picture(content: bytes) -> Response:
 
 def _is_loopback(host: str) -> bool:
     """Whether a Host header names this machine."""
-    name = urlsplit(f"//{host}").hostname or ""
-    if name == "localhost":
-        return True
     try:
-        return ipaddress.ip_address(name).is_loopback
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False

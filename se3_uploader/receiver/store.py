@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import os
 import secrets
@@ -54,6 +53,7 @@ CREATE UNIQUE INDEX IF NOT EXISTS event_key ON event (key, reasons IS NULL);
 CREATE UNIQUE INDEX IF NOT EXISTS status_key ON status (key, reasons IS NULL);
 CREATE INDEX IF NOT EXISTS event_change ON event (change);
 CREATE INDEX IF NOT EXISTS event_received_at ON event (received_at);
+CREATE INDEX IF NOT EXISTS status_change ON status (change);
 CREATE INDEX IF NOT EXISTS status_gateway ON status (gateway, id);
 """
 _COUNTERS = ("accepted", "refused", "repeats", "differing", "statuses", "turned_away")
@@ -208,7 +208,8 @@ class Store:
         """
         wanted: List[Tuple[str, Any]] = []
         if since:
-            wanted.append(("change > ?", since))
+            # in a query of its own, or SQLite walks through all events to find the few
+            wanted.append(("id IN (SELECT id FROM event WHERE change > ?)", since))
         if before:
             wanted.append(("id < ?", before))
         if words:
@@ -223,6 +224,10 @@ class Store:
     def event(self, event_id: int) -> Optional[Report]:
         """One event without its pictures."""
         return next(iter(self._select("event", "id = ?", [event_id], 1)), None)
+
+    def has_new_statuses(self, since: int) -> bool:
+        """Whether a status report came after the cursor ``since``."""
+        return bool(self._all("SELECT 1 FROM status WHERE change > ? LIMIT 1", since))
 
     def latest_statuses(self, gateways: int, history: int) -> List[List[Report]]:
         """For each of the ``gateways`` heard of last its newest reports, newest first."""
@@ -355,7 +360,7 @@ def _decoded(text: str) -> Tuple[Optional[bytes], Optional[str]]:
     """A picture as (bytes, None), or (None, text) where bytes would not give the text back."""
     try:
         content = base64.b64decode(text, validate=True)
-    except (ValueError, binascii.Error):
+    except ValueError:
         return None, text
     same = base64.b64encode(content).decode() == text
     return (content, None) if same and content else (None, text)
