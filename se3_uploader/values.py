@@ -48,7 +48,7 @@ def text(value: Any) -> str:
         return value
     if isinstance(value, UUID):
         return str(value)
-    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+    if isinstance(value, (int, float, Decimal)):
         whole = abs(number(value)) < 1e40 and value == int(value)
         return str(int(value) if whole else value)
     raise Unusable("is neither text nor a number")
@@ -236,7 +236,7 @@ def picture(value: Any) -> str:
         return value if isinstance(value, str) else raw.decode("ascii")
     prefix = _DATA_PREFIX.match(raw)
     base = raw[prefix.end() :] if prefix else raw
-    repaired = base.translate(_STANDARD_ALPHABET, b" \t\r\n").rstrip(b"=")
+    repaired = base.translate(_STANDARD_ALPHABET, b" \t\r\n")
     repaired += b"=" * (-len(repaired) % 4)
     if _is_base64(repaired):
         return repaired.decode("ascii")
@@ -291,8 +291,7 @@ _DOCUMENT = re.compile(r"\s*[{\[]")
 _ISO = re.compile(
     r"(?P<day>\d{4}-\d\d-\d\d)"
     r"([Tt ](?P<hour>\d\d):(?P<minute>\d\d)(:(?P<second>\d\d)([.,](?P<fraction>\d+))?)?"
-    r"\s*(?P<zone>[Zz]|[+-]\d\d(:?\d\d)?)?)?",
-    re.ASCII,
+    r"\s*(?P<zone>[Zz]|[+-]\d\d(:?\d\d)?)?)?"
 )
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")

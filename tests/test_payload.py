@@ -78,6 +78,7 @@ def test_example_of_the_protocol() -> None:
         ("identity_id", 13028, "13028"),
         ("identity_id", 13028.0, "13028"),
         ("identity_id", Decimal("13028"), "13028"),
+        ("identity_id", 1e300, "1e+300"),
         ("identity_id", b"13028", "13028"),
         ("identity_id", "", ""),
         ("identity_id", 0, "0"),
@@ -249,6 +250,7 @@ def test_timestamp_in_seconds_on_the_wire() -> None:
         (-(2**63), -(2**63)),
         (1.5, 1.5),
         (Decimal("12.50"), 12.5),
+        (Decimal("0.1"), 0.1),
         (Decimal("3"), 3),
         ('{"a": [1, null, "x"]}', {"a": [1, None, "x"]}),
         (" [1, 2]", [1, 2]),
@@ -305,6 +307,12 @@ def test_document_too_deep_for_json() -> None:
     assert "mask" not in ext
     assert ext["hat"] == 1
     assert ext["upload_notes"] == ["mask: left out, is nested too deeply"]
+
+
+def test_json_text_too_deep_with_a_long_number() -> None:
+    """Text that only the slower JSON reader reads right may be too deep for it, and stays text."""
+    stored = "[" * 1000 + "12345678901234567890" + "]" * 1000
+    assert ext_of({**ROW, "mask": stored})["mask"] == stored
 
 
 def test_null_column_is_left_out() -> None:

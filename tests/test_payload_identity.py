@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any, Dict
 
@@ -79,7 +79,7 @@ def test_fingerprint_of_a_moment_in_another_zone() -> None:
     """The session's time zone of a database does not matter."""
     columns = columns_of(config.Source(url=""))
     utc = datetime(2019, 6, 13, 8, tzinfo=timezone.utc)
-    local = utc.astimezone()
+    local = utc.astimezone(timezone(timedelta(hours=8)))
     assert fingerprint({"timestamp": utc}, columns, 1) == fingerprint(
         {"timestamp": local}, columns, 1
     )

@@ -140,6 +140,13 @@ def test_strip_without_pictures_says_nothing() -> None:
     """An event that had no picture gets no note about one."""
     row = {**ROW, "reg_pic": None, "spot_pic": None}
     assert built(row, Strip.BOTH).notes == ()
+    assert built(row, Strip.BOTH, pictures={"when_absent": "empty"}).notes == ()
+
+
+def test_pictures_left_out_on_request_are_not_looked_at() -> None:
+    """Where the operator asked for no pictures, none is read and a broken one is no news."""
+    assert wanted_pictures(config.Pictures(), Strip.REQUESTED) == ()
+    assert built({**ROW, "reg_pic": "not base64!"}, Strip.REQUESTED).notes == ()
 
 
 def test_wanted_pictures_are_enough() -> None:

@@ -135,6 +135,7 @@ TEXT = base64.b64encode(RAW).decode()
         f"data:image/jpeg;base64,{TEXT}".encode(),
         "\r\n".join(TEXT[i : i + 76] for i in range(0, len(TEXT), 76)) + "\n",
         TEXT.rstrip("="),
+        TEXT[:-1],
         base64.urlsafe_b64encode(RAW).decode(),
         base64.urlsafe_b64encode(RAW).decode().rstrip("="),
     ],
@@ -146,7 +147,7 @@ def test_picture(stored: Any) -> None:
 
 @pytest.mark.parametrize(
     "stored",
-    ["spot.jpg", "A", "AB=C", "A===", "=AAA", "图", "\ud800", "data:,!", 7, [1]],
+    ["spot.jpg", "A", "AB=C", "A===", "AAAA====", "=AAA", "图", "\ud800", "data:,!", 7, [1]],
 )
 def test_picture_that_is_none(stored: Any) -> None:
     """Text that cannot be base64, and values that are neither text nor bytes, are refused."""
