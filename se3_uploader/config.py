@@ -284,10 +284,7 @@ def _profile(name: str, folder: pathlib.Path) -> Mapping[str, Any]:
 def _merged(profile: Mapping[str, Any], source: Mapping[str, Any]) -> Dict[str, Any]:
     """The section ``source`` laid over its profile."""
     merged = {**profile, **source}
-    # table and query exclude each other, so that the profile's one yields to the other of the user.
-    if source.get("query") is not None:
-        merged["table"] = None
-    elif source.get("table") is not None:
+    if source.get("table") is not None:
         merged["query"] = None
     merged["columns"] = {**(profile.get("columns") or {}), **(source.get("columns") or {})}
     ignored = [*(profile.get("ignore_columns") or ()), *(source.get("ignore_columns") or ())]
@@ -300,6 +297,7 @@ def _config(path: str, data: Mapping[str, Any]) -> Config:
     status = data.get("device_status", {})
     source = _filled(Source, data["source"])
     if source.query is not None:
+        # It replaces the table, be that the profile's or the default.
         source = dataclasses.replace(source, table=None)
     pictures = _filled(Pictures, events.get("pictures"))
     devices = tuple(_filled(SubDevice, device) for device in status.get("sub_devices") or ())

@@ -13,6 +13,7 @@ import yaml
 
 MAX_BYTES = 1024**2
 MAX_DEPTH = 20
+MAX_VALUES = 10_000
 
 Path = Tuple[Union[str, int], ...]
 """The way to a value: keys of mappings and places in lists, from the top."""
@@ -90,16 +91,17 @@ def _text(path: str, file: str) -> str:
     if len(raw) > MAX_BYTES:
         raise Unreadable(f"{file}: is larger than 1 MiB, that is no configuration")
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise Unreadable(f"{file}:{line}: is not UTF-8, save the file in that encoding") from None
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses, before anything is built, what could make a small file large."""
+    """Refuses, before it is built, what would take much memory or time."""
 
     depth = 0
+    values = 0
 
     def compose_node(self, parent: Optional[yaml.Node], index: Any) -> Optional[yaml.Node]:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
@@ -110,6 +112,10 @@ class _Loader(yaml.SafeLoader):
         if self.depth == MAX_DEPTH:
             problem = f"nested deeper than {MAX_DEPTH} levels"
             raise _Refused(problem=problem, problem_mark=mark)
+        if self.values == MAX_VALUES:
+            problem = f"holds more than {MAX_VALUES} keys and values, that is no configuration"
+            raise _Refused(problem=problem, problem_mark=mark)
+        self.values += 1
         self.depth += 1
         node: Optional[yaml.Node] = super().compose_node(parent, index)
         self.depth -= 1

@@ -98,6 +98,10 @@ MISTAKES = {
         endpoint("http://platform.example:99999/"),
         ["history_event.endpoints[0].url: must be an http:// or https:// address with a host"],
     ),
+    "blank in a url": (
+        endpoint("http://platform.example/a b"),
+        ["history_event.endpoints[0].url: must be an http:// or https:// address with a host"],
+    ),
     "line break in a url": (
         endpoint("http://platform.example/\nX: y"),
         ["history_event.endpoints[0].url: must be an http:// or https:// address with a host"],
@@ -151,7 +155,7 @@ MISTAKES = {
     "headers": (
         endpoint(
             headers={
-                "content-type": "text/plain",
+                "Content-Type": "text/plain",
                 "Authorization": "Bearer hunter2",
                 "X-Line": "a\nb",
                 "X-Name": "门口",
@@ -168,7 +172,7 @@ MISTAKES = {
             "history_event.endpoints[0].headers.X-Name: must be printable ASCII on one line, no "
             "space around it",
             "history_event.endpoints[0].headers.X-Number: must be text; put it in quotes",
-            "history_event.endpoints[0].headers.content-type: is set by the uploader itself, "
+            "history_event.endpoints[0].headers.Content-Type: is set by the uploader itself, "
             "remove it",
         ],
     ),
@@ -188,6 +192,12 @@ MISTAKES = {
     ),
     "database without file": (
         smallest(source={"url": "sqlite://event.db"}),
+        [
+            "source.url: must name a file: sqlite:///PATH, with four slashes if PATH is absolute",
+        ],
+    ),
+    "database in memory": (
+        smallest(source={"url": "sqlite:///:memory:"}),
         [
             "source.url: must name a file: sqlite:///PATH, with four slashes if PATH is absolute",
         ],
@@ -255,6 +265,9 @@ GOOD = {
     "a public address without pictures": endpoint(
         "http://8.8.8.8/", pictures={"reg_pic": "strip", "spot_pic": "strip"}
     ),
+    "a public address for reports, which hold no pictures": smallest(
+        device_status={"endpoints": [{"url": "http://8.8.8.8/"}]}
+    ),
     "token to a private address": endpoint("http://10.0.0.1/", auth={"bearer_file": "/t"}),
     "a public address over https": endpoint("https://8.8.8.8/", auth={"basic_file": "/t"}),
     "two names for one url": smallest(
@@ -264,7 +277,7 @@ GOOD = {
     ),
     "proxy with credentials": endpoint(proxy="http://u:p@proxy:3128"),
     "certificate that holds its key": endpoint(tls={"cert_file": "/c"}),
-    "extra column": smallest(source={"columns": {"ext_data.mask": "has_mask"}}),
+    "extra column": smallest(source={"columns": {"ext_data.place.floor": "floor"}}),
     "mysql": smallest(source={"url": "mysql://u:p@127.0.0.1:3306/db?charset=utf8mb4"}),
     "mongodb": smallest(source={"url": "mongodb://127.0.0.1/sophon", "profile": "sophon-gate"}),
 }

@@ -34,6 +34,7 @@ HOSTILE = {
     "loop of aliases": (b"a: &a [*a]\n", "1: aliases (*name) are not allowed"),
     "deep": (b"a: " + b"[" * 100_000, "1: nested deeper than 20 levels"),
     "deep blocks": (b"- " * 100_000, "1: nested deeper than 20 levels"),
+    "endless": (b"a: 1\n" * 100_000, "5000: holds more than 10000 keys and values"),
     "large": (b"#" * (1024**2 + 1), "is larger than 1 MiB"),
     "number beyond bounds": (b'a: "\\UFFFFFFFF"', "1: holds a number or an escape beyond"),
 }
@@ -59,12 +60,19 @@ REFUSED = {
     "number as key": ("log: {5: info}", "log.5", "is no text, and a key must be"),
     "merge key": ("log: {<<: {level: info}}", "log.?", "is an unknown key"),
     "twice the same key": ("log: {level: info,\n level: info}", "log.level", "stands here and in"),
+    "twice the same section": (
+        "log: {level: info}\nlog: {level: info}",
+        "log",
+        "stands here and in line 4",
+    ),
     "half a character": ('log: {level: "\\ud800"}', "log.level", "holds a control character"),
     "escape sequence": ('log: {level: "\\e[31m"}', "log.level", "holds a control character"),
     "secret as key": ("log: {token hunter2: x}", "log.?", "is an unknown key"),
     "broken number": ("retry: {base: !!int x}", "retry.base", "is no number that can be used"),
     "broken empty number": ('retry: {base: !!int ""}', "retry.base", "is no number that can be"),
     "huge number": ("retry: {base: 9" + "9" * 5000 + "}", "retry.base", "is no number that can"),
+    "number beyond 64 bits": ("retry: {base: 9223372036854775808}", "retry.base", "is no number"),
+    "broken truth": ("retry: {base: !!bool maybe}", "retry.base", "is no number that can be used"),
     "infinity": ("retry: {base: .inf}", "retry.base", "is no number that can be used"),
     "not a number": ("retry: {base: .nan}", "retry.base", "is no number that can be used"),
 }
