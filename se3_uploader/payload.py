@@ -68,6 +68,7 @@ NOTES = "upload_notes"
 _FIQA = ("grab_fiqa_info", "box_fiqa_info")
 _RESERVED = {*EXT_DATA_FIELDS, "face_pic", NOTES} - {*_FIQA}
 _T = TypeVar("_T")
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _NAMESPACE = uuid.UUID("6c9ffc3b-6a1c-5b6f-9b0e-1f0a6f2e5d11")
 
 
@@ -183,8 +184,8 @@ def _canonical(value: Any) -> Tuple[bytes, bytes]:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return b"b", bytes(value)
     if isinstance(value, datetime):
-        moment = value if value.tzinfo is None else value.astimezone(timezone.utc)
-        return b"t", moment.isoformat().encode()
+        moment = value.isoformat() if value.tzinfo is None else str(value - _EPOCH)
+        return b"t", moment.encode()
     tags = ((bool, b"?"), (int, b"i"), (float, b"f"), (Decimal, b"d"))
     tag = next((tag for kind, tag in tags if isinstance(value, kind)), b"o")
     return tag, str(value).encode("utf-8", "surrogatepass")

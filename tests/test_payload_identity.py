@@ -34,7 +34,7 @@ from tests.payloads import ROW
             {"timestamp": datetime(2019, 6, 13, 8, tzinfo=timezone.utc)},
             {},
             "a",
-            "895c16db895909e8058e50f9f9051ab9",
+            "9c7a3dc9b4e336b9b9142a6921c69e0c",
         ),
     ],
 )
@@ -78,8 +78,11 @@ def test_fingerprint_tells_events_apart(change: Dict[str, Any]) -> None:
 def test_fingerprint_of_a_moment_in_another_zone() -> None:
     """The session's time zone of a database does not matter."""
     columns = columns_of(config.Source(url=""))
-    utc = datetime(2019, 6, 13, 8, tzinfo=timezone.utc)
-    local = utc.astimezone(timezone(timedelta(hours=8)))
+    east = timezone(timedelta(hours=8))
+    utc, local = (
+        datetime(2019, 6, 13, 8, tzinfo=timezone.utc),
+        datetime(2019, 6, 13, 16, tzinfo=east),
+    )
     assert fingerprint({"timestamp": utc}, columns, 1) == fingerprint(
         {"timestamp": local}, columns, 1
     )
@@ -96,3 +99,9 @@ def test_idempotency_key() -> None:
         )
         == 3
     )
+
+
+def test_fingerprint_at_the_end_of_the_calendar() -> None:
+    """A moment that other zones cannot express is hashed like any other."""
+    moment = datetime.max.replace(tzinfo=timezone(-timedelta(hours=8)))
+    assert len(fingerprint({"timestamp": moment}, columns_of(config.Source(url="")), 1)) == 16
