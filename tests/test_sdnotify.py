@@ -93,7 +93,7 @@ def test_a_manager_that_does_not_read_holds_nobody_up(
 @pytest.mark.parametrize(
     ("usec", "pid", "seconds"),
     [
-        ("60000000", str(os.getpid()), 30.0),
+        ("60000000", "ours", 30.0),
         ("60000000", None, 30.0),
         ("60000000", "1", None),
         (None, None, None),
@@ -109,5 +109,5 @@ def test_watchdog_interval(
     for name, value in (("WATCHDOG_USEC", usec), ("WATCHDOG_PID", pid)):
         monkeypatch.delenv(name, raising=False)
         if value is not None:
-            monkeypatch.setenv(name, value)
+            monkeypatch.setenv(name, str(os.getpid()) if value == "ours" else value)
     assert sdnotify.watchdog_interval() == seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from types import TracebackType
-from typing import Any, Dict, List, Optional, Type
+from typing import Any, Dict, List, Optional, Set, Type
 
 from .container import Box, wait_for
 
@@ -77,7 +77,7 @@ class Site:
         """How many events the database holds."""
         return int(
             self.box.sh(
-                "test -e /data/sophon/event.db-wal || { echo 0; exit 0; }; python3 -c \"import"
+                'test -e /data/sophon/event.db-wal || { echo 0; exit 0; }; python3 -c "import'
                 " sqlite3; print(sqlite3.connect('/data/sophon/event.db').execute("
                 "'SELECT count(*) FROM event').fetchone()[0])\" 2>/dev/null || echo 0"
             )
@@ -95,10 +95,14 @@ class Site:
         return [row for row in rows if row["path"] == path]
 
     def arrive(self, count: int, seconds: float = 30) -> None:
-        """Wait until this many events arrived, and hold that none came twice under two keys."""
-        wait_for(f"{count} events at the platform", lambda: len(self.accepted()) >= count, seconds)
-        assert len({row["key"] for row in self.accepted()}) == count
+        """Wait until the events 1 to count arrived, and hold that none came under two keys."""
+        wait_for(f"{count} events at the platform", lambda: len(self.keys()) >= count, seconds)
+        assert len(self.keys()) == count
         assert {row["event"] for row in self.accepted()} == {str(n + 1) for n in range(count)}
+
+    def keys(self) -> Set[str]:
+        """The idempotency keys of the events that the platform accepted."""
+        return {row["key"] for row in self.accepted()}
 
     def start(self) -> None:
         """Start the agent; returns once it is READY."""

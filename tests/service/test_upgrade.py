@@ -4,6 +4,7 @@ from .container import Box
 from .site import Site
 
 OLDER = """
+dpkg -P se3-uploader
 rm -rf /tmp/older; dpkg-deb -R /dist/se3-uploader_*_amd64.deb /tmp/older
 sed -i 's/^Version: .*/Version: 0.0.1/' /tmp/older/DEBIAN/control
 sed -i 's/^# .*check.*/# A comment of an older version./' /tmp/older/etc/se3-uploader/uploader.yaml
@@ -58,4 +59,5 @@ def test_removal_keeps_the_outbox_and_purge_does_not(bare: Box) -> None:
         site.answers(200)
         site.arrive(10)
         bare.sh("dpkg -P se3-uploader")
-        bare.sh("test ! -e /var/lib/se3-uploader; test ! -e /etc/se3-uploader; test ! -e /opt/se3-uploader")
+        for folder in ("/var/lib", "/etc", "/opt"):
+            bare.sh(f"test ! -e {folder}/se3-uploader")

@@ -10,13 +10,15 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def works(action):
+    """Whether the system let it happen."""
     try:
         return action() is not False
-    except (OSError, PermissionError):
+    except OSError:
         return False
 
 
 def writable_folders():
+    """Every folder in which a file could be made."""
     for folder, _, _ in os.walk("/"):
         path = os.path.join(folder, ".probe")
         try:
@@ -50,7 +52,7 @@ print(
                 lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_WRITE | mmap.PROT_EXEC)
             ),
             "home": works(lambda: os.listdir("/root")),
-            "shadow": works(lambda: open("/etc/shadow")),
+            "shadow": os.access("/etc/shadow", os.R_OK),
             "temporary_files_of_others": os.path.exists("/tmp/of-somebody-else"),
         }
     )
