@@ -1,12 +1,16 @@
-"""Reports as a box would send them, for the tests of the receiver."""
+"""Reports as a box would send them, and sending them, for the tests of the receiver."""
 
 from __future__ import annotations
 
 import base64
 import io
+import json
 from typing import Any, Dict
 
+import requests
 from PIL import Image, ImageDraw
+
+from se3_uploader.receiver import Receiver
 
 
 def jpeg(color: str = "teal", width: int = 96, height: int = 72) -> bytes:
@@ -79,3 +83,10 @@ def status(**changes: Any) -> Dict[str, Any]:
     }
     whole.update(changes)
     return {name: value for name, value in whole.items() if value is not None}
+
+
+def post(receiver: Receiver, payload: Any, path: str = "/HistoryEvent", **headers: str) -> Any:
+    """POST as the uploader does."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+    return requests.post(receiver.url + path, body, headers=named, timeout=30)
