@@ -8,6 +8,7 @@ from time import monotonic
 from typing import (
     Any,
     ClassVar,
+    Collection,
     Dict,
     FrozenSet,
     Iterable,
@@ -48,6 +49,19 @@ class Condition(NamedTuple):
     parameters: Values
 
 
+class Whole(NamedTuple):
+    """How to read a whole row whose place is given."""
+
+    names: List[str]
+    long: List[str]
+    """Those of the columns that can be too long."""
+    plain: str
+    short: str
+    """Finds the row only where no value is too long."""
+    guarded: str
+    """Leaves out what is too long; after the columns, 1 for each of the long that was left out."""
+
+
 class SqlSource(ABC):
     """A table, or a SELECT, in a database that peewee connects to.
 
@@ -81,6 +95,7 @@ class SqlSource(ABC):
         columns = self._make.columns
         self._key = [source.key] if columns.id is None else [source.key, columns.id]
         self._from = self._relation()
+        self._here = " AND ".join(f"{self._column(name)} = {self._parameter}" for name in self._key)
 
     # Each engine's own
 
@@ -117,12 +132,11 @@ class SqlSource(ABC):
         missing: List[Key] = []
         used = 0
         with self._session() as database:
-            unwanted = self._make.unwanted(pictures)
-            types = {n: code for n, code in self._types(database).items() if n not in unwanted}
+            whole = self._whole(database, self._make.unwanted(pictures))
             for key in keys:
                 if found and used >= max_bytes:
                     break
-                values = self._whole_row(database, key, types)
+                values = self._whole_row(database, whole, key)
                 if values is None:
                     missing.append(key)
                     continue
@@ -245,8 +259,7 @@ class SqlSource(ABC):
         return Condition(sql, (values[0], values[0], values[1]))
 
     def _at(self, key: Key) -> Condition:
-        equal = (f"{self._column(name)} = {self._parameter}" for name in self._key)
-        return Condition(" AND ".join(equal), decode(key, len(self._key)))
+        return Condition(self._here, decode(key, len(self._key)))
 
     def _select(
         self, names: Sequence[str], where: Condition, limit: int, direction: str = "ASC"
@@ -329,7 +342,9 @@ class SqlSource(ABC):
             names = self._existing(database, names)
             rows, cut = self._fetch(database, self._select(names, self._after(after), limit))
         end = encode(rows[-1][: len(self._key)]) if cut or len(rows) == limit else None
-        return self._make.inside(since, until, self._read(rows, names)), end
+        moment = self._make.moment_reader([*self._key, *names])
+        inside = [row for row in rows if since <= moment(row) < until]
+        return self._read(inside, names), end
 
     def _read(
         self, rows: Iterable[Values], names: Sequence[str]
@@ -339,29 +354,47 @@ class SqlSource(ABC):
         for row in rows:
             yield encode(row[:width]), dict(zip(names, row[width:]))
 
-    def _whole_row(
-        self, database: peewee.Database, key: Key, types: Mapping[str, Optional[int]]
-    ) -> Optional[Dict[str, Any]]:
-        """Read the columns of one row; a value beyond MAX_BYTES is not loaded, but Unreadable."""
-        where, parameters = self._at(key)
+    def _whole(self, database: peewee.Database, unwanted: Collection[str]) -> Whole:
+        """Prepare to read all columns but the unwanted."""
+        types = {n: code for n, code in self._types(database).items() if n not in unwanted}
         columns = {name: self._column(name) for name in types}
-        long = [n for n, code in types.items() if not self._long_types or code in self._long_types]
+        long = [
+            name
+            for name, code in types.items()
+            if (not self._long_types or code in self._long_types)
+            and name not in self._make.columns.identity  # which look has read, too
+        ]
         sizes = [f"COALESCE({self._octets.format(columns[name])}, 0)" for name in long]
-        short = " AND ".join([where, *(f"{size} <= {MAX_BYTES}" for size in sizes)])
-        sql = f"SELECT {', '.join(columns.values())} FROM {self._from} WHERE {short} LIMIT 1"
-        rows, _ = self._fetch(database, Statement(sql, parameters))
-        if rows:
-            return dict(zip(types, rows[0]))
+        start = f"SELECT {', '.join(columns.values())}"
+        end = f"FROM {self._from} WHERE {self._here} "
+        short = "".join(f"AND {size} <= {MAX_BYTES} " for size in sizes)
         for name, size in zip(long, sizes):
             columns[name] = f"CASE WHEN {size} <= {MAX_BYTES} THEN {columns[name]} END"
         too_long = [f"CASE WHEN {size} > {MAX_BYTES} THEN 1 END" for size in sizes]
-        sql = f"SELECT {', '.join([*columns.values(), *too_long])} FROM {self._from} WHERE {where}"
-        rows, _ = self._fetch(database, Statement(f"{sql} LIMIT 1", parameters))
+        guarded = f"SELECT {', '.join([*columns.values(), *too_long])} {end} LIMIT 1"
+        return Whole(
+            list(types), long, f"{start} {end} LIMIT 1", f"{start} {end} {short} LIMIT 1", guarded
+        )
+
+    def _whole_row(
+        self, database: peewee.Database, whole: Whole, key: Key
+    ) -> Optional[Dict[str, Any]]:
+        """Read a whole row; a value beyond MAX_BYTES is not loaded, but Unreadable."""
+        place = decode(key, len(self._key))
+        rows = self._short_row(database, whole, place)
+        if rows:
+            return dict(zip(whole.names, rows[0]))
+        rows, _ = self._fetch(database, Statement(whole.guarded, place))
         if not rows:
             return None
-        values = dict(zip(types, rows[0]))
-        values.update((n, TOO_LARGE) for n, flag in zip(long, rows[0][len(types) :]) if flag)
+        values = dict(zip(whole.names, rows[0]))
+        flags = rows[0][len(whole.names) :]
+        values.update((name, TOO_LARGE) for name, flag in zip(whole.long, flags) if flag)
         return values
+
+    def _short_row(self, database: peewee.Database, whole: Whole, place: Values) -> List[Values]:
+        """Read a whole row where no value of it is too long."""
+        return self._fetch(database, Statement(whole.short, place))[0]
 
     def _explained(self, error: BaseException) -> str:
         """Say what the driver said, and what to do; never with the password of the url."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from typing import ClassVar, Optional, Tuple, Union
+import sys
+from typing import ClassVar, List, Optional, Tuple, Union
 from urllib.parse import quote, unquote
 
 import peewee
@@ -12,7 +13,8 @@ import peewee
 from .. import config
 from . import Key, SourceError
 from .keys import encode
-from .sql import SqlSource, Statement
+from .pictures import MAX_BYTES
+from .sql import SqlSource, Statement, Values, Whole
 
 _BUSY_TIMEOUT = 2.0
 """Seconds that we wait for the writer."""
@@ -35,11 +37,7 @@ class SqliteSource(SqlSource):
 
     _begin = "BEGIN"
     _parameter = "?"
-    _octets = (
-        "octet_length({})"
-        if sqlite3.sqlite_version_info >= (3, 43)
-        else "length(CAST({} AS BLOB))"  # loads the column, which octet_length does not
-    )
+    _octets = "length(CAST({} AS BLOB))"
     _read_time = 0.05
     _errors = (peewee.PeeweeException, sqlite3.Error)
     _advice: ClassVar = {
@@ -106,7 +104,7 @@ class SqliteSource(SqlSource):
         return super()._open()
 
     def _connect(self) -> peewee.Database:
-        database = _Database(
+        database = peewee.SqliteDatabase(
             f"file:{quote(self._path)}?mode=ro",
             uri=True,
             timeout=_BUSY_TIMEOUT,
@@ -116,6 +114,36 @@ class SqliteSource(SqlSource):
         self._database = database
         self.ordered = self._key_is_rowid(database)
         return database
+
+    def _fetch(self, database: peewee.Database, statement: Statement) -> Tuple[List[Values], bool]:
+        """Fetch an answer; where it holds text that is no UTF-8, that text as bytes.
+
+        Decoding is left to sqlite3 as long as it succeeds, which is much faster than in Python.
+        """
+        try:
+            return super()._fetch(database, statement)
+        except (peewee.OperationalError, sqlite3.OperationalError) as error:
+            if "Could not decode" not in str(error):
+                raise
+        connection = database.connection()
+        connection.text_factory = _text
+        try:
+            return super()._fetch(database, statement)
+        finally:
+            connection.text_factory = str
+
+    def _short_row(self, database: peewee.Database, whole: Whole, place: Values) -> List[Values]:
+        """Let SQLite itself refuse what is too long, where Python can tell it to (3.11)."""
+        if sys.version_info < (3, 11):
+            return super()._short_row(database, whole, place)
+        connection = database.connection()
+        usual = connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_BYTES)
+        try:
+            return self._fetch(database, Statement(whole.plain, place))[0]
+        except (peewee.DataError, sqlite3.DataError):
+            return []
+        finally:
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, usual)
 
     def _key_is_rowid(self, database: peewee.Database) -> bool:
         """Tell whether a single writer counts the key up, so that key order is commit order."""
@@ -132,14 +160,6 @@ class SqliteSource(SqlSource):
 
     def _place(self) -> str:
         return self._path
-
-
-class _Database(peewee.SqliteDatabase):
-    """Hands text that is no UTF-8 over as bytes: it must not stop the rows beside it."""
-
-    def _add_conn_hooks(self, connection: sqlite3.Connection) -> None:
-        connection.text_factory = _text
-        super()._add_conn_hooks(connection)  # type: ignore[misc]
 
 
 def _text(raw: bytes) -> Union[str, bytes]:
