@@ -55,7 +55,10 @@ def read_access(endpoint: config.Endpoint) -> Access:
     before = stamp_of(endpoint)
     authorization = None
     if auth.bearer_file:
-        authorization = "Bearer " + _secret(auth.bearer_file)
+        token = _secret(auth.bearer_file)
+        if not token.isascii():
+            raise CredentialsError(f"{auth.bearer_file}: a token holds letters, digits, signs only")
+        authorization = "Bearer " + token
     elif auth.basic_file:
         secret = _secret(auth.basic_file)
         if ":" not in secret:

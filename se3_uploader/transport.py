@@ -252,12 +252,13 @@ def _refusal(endpoint: config.Endpoint, access: Access) -> str:
     """Name what would be readable on the way, if that is not allowed."""
     if endpoint.allow_plaintext:
         return ""
-    if endpoint.proxy and endpoint.proxy.startswith("http:") and "@" in endpoint.proxy:
+    url, proxy = urlsplit(endpoint.url), urlsplit(endpoint.proxy or "")
+    if proxy.scheme == "http" and "@" in proxy.netloc:
         return "the proxy's password"
-    if not endpoint.url.startswith("http:"):
+    if url.scheme == "https":
         return ""
     headers = {name.lower() for name in endpoint.headers}
-    if access.authorization or "authorization" in headers or "@" in urlsplit(endpoint.url).netloc:
+    if access.authorization or "authorization" in headers or "@" in url.netloc:
         return "a token or password"
     pictures = (endpoint.pictures.reg_pic, endpoint.pictures.spot_pic)
     if endpoint.kind == "history_event" and pictures != ("strip", "strip"):

@@ -92,6 +92,15 @@ def test_basic_needs_a_user(tmp_path: Path) -> None:
     assert "hunter2" not in answer.detail
 
 
+def test_token_in_chinese(tmp_path: Path) -> None:
+    """What no header can hold is a bad token, not a bad connection."""
+    (tmp_path / "token").write_text("令牌", encoding="utf-8")
+    with Server() as server:
+        answer = post(server.url, auth=config.Auth(bearer_file=str(tmp_path / "token")))
+        assert (answer.fault, server.connections) == ("credentials", 0)
+    assert "令牌" not in answer.detail
+
+
 def test_token_that_vanishes(tmp_path: Path) -> None:
     """When the file goes away the old token is not used any longer."""
     path = tmp_path / "token"

@@ -172,6 +172,7 @@ def test_close_waits_for_what_is_in_flight() -> None:
         server.wait_for(1)
         posting.sink.close(5.0)
         assert [answer.status for answer in posting.answers[number]] == [200]
+        server.wait_until(lambda: not server.open_connections)
 
 
 @pytest.mark.parametrize("script", [HANG, Reply(drip=0.05, body=b"x" * 10_000)])

@@ -84,7 +84,7 @@ def test_connection_closed_while_idle() -> None:
         for _ in range(3):
             assert posting.post().status == 200
             server.disconnect()
-            server.wait_until(lambda: not server._open)
+            server.wait_until(lambda: not server.open_connections)
         assert len(server.requests) == 3
 
 
@@ -128,9 +128,9 @@ def test_platform_that_stops_reading() -> None:
     assert answer.seconds < 0.9
 
 
-def test_long_body_may_take_longer_than_the_connect_timeout() -> None:
-    """Only connecting is bound by the connect timeout; sending goes on while blocks leave."""
-    limits = config.Timeout(connect=0.2, read=2, total=10)
+def test_long_body_may_take_longer_than_connect_and_read_timeout() -> None:
+    """Over a slow line a long body has all the time it needs, as long as blocks of it leave."""
+    limits = config.Timeout(connect=0.3, read=0.6, total=20)
     listener = socket.create_server(("127.0.0.1", 0))
     with listener, Posting(f"http://127.0.0.1:{listener.getsockname()[1]}/", timeout=limits) as p:
         number = p.submit(BIG)
@@ -139,11 +139,20 @@ def test_long_body_may_take_longer_than_the_connect_timeout() -> None:
             received = 0
             started = time.monotonic()
             while received < len(BIG):
-                received += len(connection.recv(400_000))
-                time.sleep(0.01)  # the line is slow: this is the point
-            assert time.monotonic() - started > limits.connect
+                block = connection.recv(400_000)
+                assert block, "given up in the middle"
+                received += len(block)
+                time.sleep(0.03)  # the line is slow: this is the point
+            assert time.monotonic() - started > limits.connect + limits.read
             connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
             assert p.wait(number).status == 204
+
+
+def test_answer_may_take_longer_than_the_connect_timeout() -> None:
+    """A platform that thinks for a while is waited for, however short connecting may take."""
+    limits = config.Timeout(connect=0.2, read=5, total=5)
+    with Server(Reply(delay=0.5)) as server:
+        assert post(server.url, timeout=limits).status == 200
 
 
 def test_silent_host() -> None:
@@ -315,6 +324,7 @@ for host, changes, fault in cases:
         proxied = post("http://platform.example/", proxy=server.url[:-13], **changes)
         assert proxied.fault == fault, (host, changes, proxied)
 with Server(host="203.0.113.9") as server:
+    assert post(server.url.replace("http:", "HTTP:")).fault == "plaintext"
     proxy = server.url[:-13].replace("//", "//me:secret@")
     assert post("https://platform.example/", proxy=proxy).fault == "plaintext"
     assert server.received == 0

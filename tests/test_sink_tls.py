@@ -158,8 +158,11 @@ def test_plain_server_on_a_tls_port(ca_file: str) -> None:
     assert answer.fault == "tls"
 
 
-def test_own_ca_is_the_only_one(tmp_path: Path) -> None:
+def test_own_ca_is_the_only_one(
+    ca_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a ca_file the machine's own authorities count for nothing."""
+    monkeypatch.setenv("SSL_CERT_FILE", ca_file)
     OTHER_CA.cert_pem.write_to_path(str(tmp_path / "other.pem"))
     with Server(tls=server_tls()) as server:
         answer = post(server.url, tls=config.Tls(ca_file=str(tmp_path / "other.pem")))
@@ -321,3 +324,23 @@ def test_proxy_that_refuses(ca_file: str) -> None:
         assert (answer.fault, server.connections) == ("connection", 0)
     assert "the proxy refused" in answer.detail
     assert "ecret" not in answer.detail.lower()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_proxy_that_is_reached_by_tls(
+    ca_file: str, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    """A proxy may be an https one; it is verified against the machine's authorities."""
+    with Server(tls=server_tls()) as proxy:
+        url = f"{scheme}://platform.example/HistoryEvent"
+        changes = {"proxy": proxy.url.replace("/HistoryEvent", ""), "kind": "device_status"}
+        stranger = post(url, **changes)
+        assert refused(proxy, stranger), stranger
+        monkeypatch.setenv("SSL_CERT_FILE", ca_file)
+        answer = post(url, **changes)
+        if scheme == "http":
+            assert answer.status == 200
+            assert proxy.requests[0].target == url
+        else:  # this proxy takes CONNECT for a request and goes on in plain text
+            assert proxy.requests[0].method == "CONNECT"
+            assert answer.status is None
