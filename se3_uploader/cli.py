@@ -6,9 +6,12 @@ import argparse
 import os
 import sys
 import time
-from typing import Callable, Dict, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence
 
-from . import __version__, config, log
+from . import __version__, config, log, times
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 OK, PROBLEM, USAGE, TEMPORARY, CONFIG = 0, 1, 2, 75, 78
 """Exit codes: good; a problem was found; wrong usage; try again later (EX_TEMPFAIL); the
@@ -17,7 +20,8 @@ configuration is wrong (EX_CONFIG)."""
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run one command; returns its exit code."""
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parser().parse_args(_with_times(words))
     try:
         return _COMMANDS[options.command](options)
     except config.ConfigError as error:
@@ -35,6 +39,16 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             raise
         print(f"se3-uploader: {error}", file=sys.stderr)
         return TEMPORARY
+
+
+def _with_times(words: Sequence[str]) -> List[str]:
+    """Join `--since -2d` to `--since=-2d`: argparse takes -2d for an option of its own."""
+    joined: List[str] = []
+    for word in words:
+        if joined and joined[-1] in ("--since", "--until") and times.RELATIVE.fullmatch(word):
+            word = f"{joined.pop()}={word}"
+        joined.append(word)
+    return joined
 
 
 def _is_foreseen(error: Exception) -> bool:
@@ -64,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
         help="deliver what the database holds now and exit: 0 all delivered, 75 something is"
         " still pending, 1 something is dead or lost",
     )  # fmt: skip
+    status = commands.add_parser(
+        "status", parents=[configured], help="are the events arriving, and if not, why not"
+    )
+    status.add_argument("--json", action="store_true", help="for machines")
     _add_receive(commands)
     _add_demo(commands)
     return parser
@@ -126,6 +144,31 @@ def _run(options: argparse.Namespace) -> int:
         lock.release()
 
 
+def _status(options: argparse.Namespace) -> int:
+    """Print the status; 0 however things stand, since the answer is in what is printed."""
+    import json
+
+    from . import status
+
+    now = time.time()
+    found = status.collect(_load(options), now)
+    if options.json:
+        print(json.dumps(found, ensure_ascii=False, indent=2))
+        return OK
+    from . import status_text
+
+    for part in status_text.render(found, now):
+        _console().print(part)
+    return OK
+
+
+def _console() -> Console:
+    """Where tables go: colour only on a terminal, and not with NO_COLOR."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False)
+
+
 def _receive(options: argparse.Namespace) -> int:
     from . import receiver
 
@@ -144,6 +187,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 _COMMANDS: Dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run,
+    "status": _status,
     "receive": _receive,
     "demo": _demo,
 }

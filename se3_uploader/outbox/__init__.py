@@ -11,6 +11,7 @@ from .schema import (
     STATES,
     OutboxDamaged,
     OutboxError,
+    OutboxMissing,
     quarantine,
 )
 from .store import REPORTS, Changes, Cursor, EndpointState, Entry, Outbox
@@ -32,5 +33,6 @@ __all__ = [
     "Outbox",
     "OutboxDamaged",
     "OutboxError",
+    "OutboxMissing",
     "quarantine",
 ]

@@ -83,6 +83,10 @@ class OutboxError(Exception):
     """The outbox could not be read or written. Says why and what to do; nothing was changed."""
 
 
+class OutboxMissing(OutboxError):
+    """There is no outbox yet."""
+
+
 class OutboxDamaged(OutboxError):
     """The file is no sound database any more."""
 
@@ -118,11 +122,21 @@ def connect(path: str, *, timeout: float = 5.0) -> peewee.SqliteDatabase:
 
 
 def connect_readonly(path: str, *, timeout: float = 5.0) -> peewee.SqliteDatabase:
-    """Open an existing outbox so that nothing can be written and its owner never waits."""
-    if not os.path.exists(path):
-        raise OutboxError(
+    """Open an existing outbox so that nothing can be written and its owner never waits.
+
+    Raises OutboxMissing, OutboxError, OutboxDamaged.
+    """
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    except FileNotFoundError:
+        raise OutboxMissing(
             f"there is no outbox at {path} yet: the daemon makes it at its first start"
-        )
+        ) from None
+    except OSError as error:
+        raise OutboxError(
+            f"cannot read {path}: {error.strerror}; do this as root, or as the user that the"
+            " service runs as"
+        ) from None
     database = peewee.SqliteDatabase(
         f"file:{_quoted(path)}?mode=ro", uri=True, timeout=timeout, pragmas=(("query_only", 1),)
     )
@@ -134,7 +148,7 @@ def connect_readonly(path: str, *, timeout: float = 5.0) -> peewee.SqliteDatabas
         raise explain(error, path) from None
     if version == 0:
         database.close()
-        raise OutboxError(f"the outbox at {path} is just being made: try again in a moment")
+        raise OutboxMissing(f"the outbox at {path} is just being made: try again in a moment")
     _refuse_newer(version, path)
     return database
 

@@ -1,0 +1,170 @@
+"""What status --json says: the outbox, the source and whoever delivers, as they are now.
+
+Works while the daemon runs or not, before its first start, and never holds it up.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from typing import Any, Dict, List, Optional, Tuple
+from urllib.parse import urlsplit
+
+from . import __version__, lock, policy
+from .config import Config, Endpoint
+from .outbox import figures
+from .outbox.figures import EndpointFigures, Figures
+from .source import Key, Source, SourceError, open_source
+
+COUNTED = 1_000_000
+"""Events behind that are counted; more are told as so many."""
+NOT_CONFIGURED = "not configured"
+"""State of an endpoint that has pending or dead deliveries, but is no longer in uploader.yaml."""
+
+Status = Dict[str, Any]
+
+
+def collect(config: Config, now: float) -> Status:
+    """Gather the status, of the shape the contract gives ("status --json"); now: epoch seconds.
+
+    Besides the contract's keys there are daemon.role, source.engine, for each endpoint since,
+    dead_reason and rate_per_s, and in outbox copied_bytes, free_bytes and min_free_bytes. Raises
+    OutboxError where there is an outbox that cannot be read.
+    """
+    found = figures.read(config.outbox.path, config.source.name, now)
+    return {
+        "version": __version__,
+        "daemon": _daemon(config.outbox.path),
+        "source": _source(config, found),
+        "endpoints": _endpoints(config, found, now),
+        "outbox": _outbox(config, found),
+    }
+
+
+def _daemon(path: str) -> Dict[str, Any]:
+    """Tell who delivers; a backfill or `run --once` is not the daemon, but named as role."""
+    holder = lock.holder(path)
+    if holder is None:
+        return {"running": False, "pid": None, "since": None, "role": None}
+    return {
+        "running": holder.role == "daemon",
+        "pid": holder.pid,
+        "since": _iso(holder.since),
+        "role": holder.role,
+    }
+
+
+def _source(config: Config, found: Figures) -> Dict[str, Any]:
+    """Tell where the endpoint that is furthest behind stands, and how many events follow."""
+    status: Dict[str, Any] = {
+        "name": config.source.name,
+        "engine": config.source.url.partition(":")[0],
+        "position": None,
+        "newest": None,
+        "behind": None,
+        "generation": found.generation,
+        "error": None,
+    }
+    try:
+        source = open_source(config.source)
+        try:
+            status["newest"] = source.newest()
+            status["position"], status["behind"] = _furthest_behind(config, found, source)
+        finally:
+            source.close()
+    except SourceError as error:
+        status["error"] = str(error)
+    return status
+
+
+def _furthest_behind(config: Config, found: Figures, source: Source) -> Tuple[Optional[Key], int]:
+    by_name = {endpoint.name: endpoint for endpoint in found.endpoints}
+    positions = set()
+    for endpoint in config.history_event.endpoints:
+        known = by_name.get(endpoint.name)
+        if known is not None and known.begun:
+            positions.add(known.position)
+        elif config.source.start == "earliest":
+            positions.add(None)
+    behind = {position: source.count(position, COUNTED) for position in positions}
+    position = max(behind, key=lambda position: behind[position], default=None)
+    return position, behind.get(position, 0)
+
+
+def _endpoints(config: Config, found: Figures, now: float) -> List[Dict[str, Any]]:
+    by_name = {endpoint.name: endpoint for endpoint in found.endpoints}
+    configured = {endpoint.name for endpoint in config.endpoints}
+    shown = [by_name.get(endpoint.name) or _new(endpoint) for endpoint in config.endpoints]
+    shown += [
+        endpoint
+        for endpoint in found.endpoints
+        if endpoint.name not in configured and (endpoint.pending or endpoint.dead)
+    ]
+    return [_endpoint(endpoint, endpoint.name in configured, now) for endpoint in shown]
+
+
+def _new(endpoint: Endpoint) -> EndpointFigures:
+    """Make the figures of an endpoint that nothing was sent to yet."""
+    return EndpointFigures(
+        name=endpoint.name, kind=endpoint.kind, url=endpoint.url, state=policy.OK, since=None,
+        error=None, next_attempt=None, pending=0, delivered=0, dead=0, lost=0,
+        last_delivered=None, oldest_pending=None, dead_reason=None, recent=0, begun=0,
+        position=None,
+    )  # fmt: skip
+
+
+def _endpoint(found: EndpointFigures, configured: bool, now: float) -> Dict[str, Any]:
+    oldest = found.oldest_pending
+    return {
+        "name": found.name,
+        "kind": found.kind,
+        "url": _shown(found.url),
+        "state": found.state if configured else NOT_CONFIGURED,
+        "since": _iso(found.since),
+        "pending": found.pending,
+        "delivered": found.delivered,
+        "dead": found.dead,
+        "dead_reason": found.dead_reason,
+        "lost": found.lost,
+        "oldest_pending_s": None if oldest is None else round(max(0.0, now - oldest), 1),
+        "last_delivered": _iso(found.last_delivered),
+        "rate_per_s": round(found.recent / figures.RATE_OVER, 2),
+        "last_error": found.error,
+        "next_attempt": _iso(found.next_attempt),
+    }
+
+
+def _shown(url: str) -> str:
+    """Leave the query out of a url, which may hold a token; passwords are refused before."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _outbox(config: Config, found: Figures) -> Dict[str, Any]:
+    return {
+        "path": config.outbox.path,
+        "bytes": found.bytes,
+        "max_bytes": config.outbox.max_size,
+        "copied_bytes": found.copied_bytes,
+        "free_bytes": free_bytes(config.outbox.path),
+        "min_free_bytes": config.outbox.min_free_disk,
+    }
+
+
+def free_bytes(path: str) -> Optional[int]:
+    """Bytes that others than root may still use on the disk where path is, or will be."""
+    folder = os.path.dirname(os.path.abspath(path))
+    while not os.path.isdir(folder) and folder != os.path.dirname(folder):
+        folder = os.path.dirname(folder)
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return None
+    return disk.f_bavail * disk.f_frsize
+
+
+def _iso(moment: Optional[float]) -> Optional[str]:
+    """Epoch seconds as ISO 8601 in the local zone, to the second."""
+    if moment is None:
+        return None
+    return datetime.fromtimestamp(moment).astimezone().isoformat(timespec="seconds")
