@@ -139,6 +139,14 @@ class Engine:
         except OutboxError as error:
             self._recorder.failed(error)
 
+    def take_nothing_in(self) -> None:
+        """Deliver what stands in the outbox, and leave new events to whoever runs the daemon.
+
+        Raises SourceError, OutboxError.
+        """
+        self._intake.verify()
+        self._intake.enabled = False
+
     def look_soon(self) -> None:
         """The files of the source were written to: look at it once the commit can be seen."""
         self._intake.look_soon()

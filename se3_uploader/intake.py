@@ -42,6 +42,8 @@ class Intake:
         start: str,
     ) -> None:
         """start: where an endpoint begins that has no cursor yet. Raises OutboxError."""
+        self.enabled = True
+        """Are new events taken in? Not while a backfill runs the engine by itself."""
         self._config = config.source
         self._source = source
         self._recorder = recorder
@@ -97,7 +99,7 @@ class Intake:
 
     def tail(self, queue: Queue) -> bool:
         """Take the next events in for an endpoint; True when there may be more at once."""
-        if self._recorder.error or self._monotonic() < self._again_at:
+        if not self.enabled or self._recorder.error or self._monotonic() < self._again_at:
             return False
         if queue.caught_up or not queue.has_room() or not self._has_window(queue):
             return False
@@ -130,7 +132,9 @@ class Intake:
         sweeping = not self._source.ordered and self._sweep(queue, queue.lookback)
         if page.refs or not queue.begun:
             self._move_cursor(queue)
-        queue.caught_up = len(page.refs) < PAGE and not sweeping
+        # A page may be short because the source kept its read short for the writer's sake.
+        at_end = not page.refs or page.refs[-1].key == page.newest
+        queue.caught_up = at_end and not sweeping
         return bool(page.refs) or sweeping
 
     def _is_same_history(self, queue: Queue, page: Look) -> bool:
@@ -162,7 +166,7 @@ class Intake:
         page = self._source.look(lookback.at, PAGE)
         self._add(queue, page)
         before = queue.cursor
-        queue.cursor = lookback.swept(before, page, len(page.refs) == PAGE, self._monotonic())
+        queue.cursor = lookback.swept(before, page, self._monotonic())
         if queue.cursor != before:
             self._move_cursor(queue)
         return lookback.until is not None
@@ -196,6 +200,14 @@ class Intake:
                 cursor = Cursor(newest.key, newest.fingerprint, newest.key)
             self._place(queue, cursor)
             self._move_cursor(queue)
+
+    def verify(self) -> None:
+        """Notice now whether the source was wiped or replaced. Raises SourceError, OutboxError."""
+        for queue in self._queues:
+            page = self._source.look(queue.cursor.position, 1)
+            if not self._is_same_history(queue, page):
+                self._begin_generation(page)
+                return
 
     def fetch(self, queue: Queue, entries: Sequence[Entry]) -> Fetched:
         """Read the whole rows of entries, as many as memory allows, with the pictures it wants."""

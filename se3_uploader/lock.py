@@ -54,6 +54,11 @@ class Lock:
             self._handle = None
 
 
+def daemon_lock(outbox_path: str) -> str:
+    """The path whose lock says that a daemon is there, also while a backfill still delivers."""
+    return f"{outbox_path}.daemon"
+
+
 def holder(outbox_path: str) -> Optional[Holder]:
     """Who delivers from this outbox now, None: nobody. Never takes the lock from anyone."""
     try:

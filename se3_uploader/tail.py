@@ -58,12 +58,12 @@ class Lookback:
                 self.settles = self.passed.popleft()[1]
         return self.until is not None
 
-    def swept(self, cursor: Cursor, page: Look, full: bool, now: float) -> Cursor:
-        """Take note of a page read after self.at; full: there may be more behind it."""
+    def swept(self, cursor: Cursor, page: Look, now: float) -> Cursor:
+        """Take note of a page read after self.at; returns the cursor as it is then."""
         reached = any(ref.key == self.until for ref in page.refs)
         if page.refs:
             self.at = page.refs[-1].key
-        if full and not reached:
+        if page.refs and not reached:
             return cursor
         self.until = None
         self.next_sweep = now + max(1.0, 10 * (now - self.started))

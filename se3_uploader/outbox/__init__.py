@@ -1,7 +1,6 @@
 """The outbox: what was seen, what became of it, and copies of payloads that are at risk."""
 
 from .schema import (
-    BACKFILL,
     DEAD,
     DELIVERED,
     DISCARDED,
@@ -17,7 +16,6 @@ from .schema import (
 from .store import REPORTS, Changes, Cursor, EndpointState, Entry, Outbox
 
 __all__ = [
-    "BACKFILL",
     "DEAD",
     "DELIVERED",
     "DISCARDED",

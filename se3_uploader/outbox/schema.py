@@ -14,8 +14,8 @@ PENDING, DELIVERED, DEAD, LOST, DISCARDED = range(5)
 
 STATES = ("pending", "delivered", "dead", "lost", "discarded")
 
-LIVE, BACKFILL = 0, 1
-"""Lanes: live events go before backfilled ones."""
+LIVE = 0
+"""The lane of live events, which go first; the lane of a backfilled one is its backfill's id."""
 
 MIGRATIONS: Tuple[str, ...] = (
     """
@@ -70,6 +70,14 @@ MIGRATIONS: Tuple[str, ...] = (
     CREATE UNIQUE INDEX delivery_event ON delivery (endpoint_id, key, generation_id);
     CREATE INDEX delivery_pending ON delivery (endpoint_id, lane, id) WHERE state = 0;
     CREATE INDEX delivery_letter ON delivery (state, endpoint_id) WHERE state > 1;
+    -- A backfill: its id is the lane of its deliveries.
+    CREATE TABLE backfill (
+      id       INTEGER PRIMARY KEY,
+      wanted   TEXT NOT NULL UNIQUE,
+      since    INTEGER NOT NULL,
+      until    INTEGER NOT NULL,
+      finished REAL
+    );
     CREATE TABLE copy (
       delivery_id INTEGER PRIMARY KEY,
       bytes       INTEGER NOT NULL,

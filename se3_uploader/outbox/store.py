@@ -144,6 +144,8 @@ class Outbox:
         """Has another process written since the last call?"""
         version = self._data_version()
         changed, self._version = version != self._version, version
+        if changed:
+            self.copied_bytes = self._one("SELECT coalesce(sum(bytes), 0) FROM copy")
         return changed
 
     def cursor(self, endpoint_id: int, generation_id: int) -> Optional[Cursor]:

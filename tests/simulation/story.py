@@ -181,7 +181,10 @@ class Story:
     def _accident(self) -> None:
         happens = self.rng.choice(self._accidents())
         self.tell(happens[0])
-        happens[1]()
+        try:
+            happens[1]()
+        except Crash as crash:
+            self._crash(str(crash))
 
     def _accidents(self) -> List[Tuple[str, Callable[[], None]]]:
         rng, box = self.rng, self.box
