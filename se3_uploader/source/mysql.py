@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Dict
 
 import peewee
 import pymysql
@@ -39,7 +39,14 @@ class MysqlSource(SqlSource):
             FIELD_TYPE.JSON,
         )
     )
-    _errors = (peewee.PeeweeException, pymysql.MySQLError, OSError, ValueError, RuntimeError)
+    _errors = (
+        peewee.PeeweeException,
+        pymysql.MySQLError,
+        OSError,
+        ValueError,
+        TypeError,  # an option in the url that the driver does not know
+        RuntimeError,  # a way to log in that needs the package cryptography
+    )
     _advice: ClassVar = {
         "Can't connect": "is the server running, and are host and port of source.url right?",
         "Access denied": "are user and password of source.url right, and may the user SELECT?",
@@ -53,13 +60,14 @@ class MysqlSource(SqlSource):
     }
 
     def _connect(self) -> peewee.Database:
-        database = peewee.MySQLDatabase(
-            **arguments_of(self._source.url),
-            connect_timeout=CONNECT_TIMEOUT,
-            read_timeout=2 * STATEMENT_TIMEOUT,
-            write_timeout=2 * STATEMENT_TIMEOUT,
-            conv={**conversions, FIELD_TYPE.TIMESTAMP: _utc},
-        )
+        arguments: Dict[str, Any] = {
+            "charset": "utf8mb4",  # older peewee asks for UTF-8 of three bytes, without emoji
+            "connect_timeout": CONNECT_TIMEOUT,
+            "read_timeout": 2 * STATEMENT_TIMEOUT,
+            "write_timeout": 2 * STATEMENT_TIMEOUT,
+            "conv": {**conversions, FIELD_TYPE.TIMESTAMP: _utc},
+        }
+        database = peewee.MySQLDatabase(**{**arguments, **arguments_of(self._source.url)})
         database.connect()
         self._database = database
         database.connection().autocommit(True)

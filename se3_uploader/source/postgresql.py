@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Callable, ClassVar
+from typing import Any, Callable, ClassVar, Dict
 
 import peewee
 import psycopg2
@@ -45,14 +45,14 @@ class PostgresqlSource(SqlSource):
     }
 
     def _connect(self) -> peewee.Database:
-        database = peewee.PostgresqlDatabase(
-            **arguments_of(self._source.url),
-            connect_timeout=CONNECT_TIMEOUT,
-            keepalives_idle=STATEMENT_TIMEOUT,
-            keepalives_interval=1,
-            keepalives_count=STATEMENT_TIMEOUT,
-            tcp_user_timeout=2 * STATEMENT_TIMEOUT * 1000,
-        )
+        arguments: Dict[str, Any] = {
+            "connect_timeout": CONNECT_TIMEOUT,
+            "keepalives_idle": STATEMENT_TIMEOUT,
+            "keepalives_interval": 1,
+            "keepalives_count": STATEMENT_TIMEOUT,
+            "tcp_user_timeout": 2 * STATEMENT_TIMEOUT * 1000,
+        }
+        database = peewee.PostgresqlDatabase(**{**arguments, **arguments_of(self._source.url)})
         database.connect()
         self._database = database
         connection = database.connection()
