@@ -20,7 +20,7 @@ import time
 import zipfile
 from email.parser import HeaderParser
 from pathlib import Path
-from typing import Dict, Iterable, List, Sequence
+from typing import Dict, List, Sequence
 
 HERE = Path(__file__).resolve().parent
 TOP = HERE.parent.parent
@@ -30,40 +30,32 @@ ACCELERATORS = re.compile(r"yaml/_yaml\.|pvectorc\.")
 """Compiled parts that only make reading uploader.yaml faster, at 3 MB for each Python."""
 
 
-def run(*command: object, **options: object) -> str:
-    """Run a command, its output returned; CalledProcessError where it fails."""
-    return subprocess.check_output([str(part) for part in command], text=True, **options)  # type: ignore[call-overload, no-any-return]
+def run(*command: object) -> str:
+    """Run a command in the top folder; returns its output, CalledProcessError where it fails."""
+    return subprocess.check_output([str(part) for part in command], text=True, cwd=TOP)
 
 
 def commit_time() -> str:
     """Seconds since the epoch that stand for now in everything built (SOURCE_DATE_EPOCH)."""
-    return os.environ.get("SOURCE_DATE_EPOCH") or run("git", "log", "-1", "--format=%ct", cwd=TOP)
+    return os.environ.get("SOURCE_DATE_EPOCH") or run("git", "log", "-1", "--format=%ct")
 
 
-def locked(names: Iterable[str] = ()) -> str:
-    """The lines of requirements.lock, or of these packages in it."""
+def locked(name: str = r"[\w-]+") -> str:
+    """The lines of requirements.lock, or those of one package."""
     text = (HERE / "requirements.lock").read_text()
-    return (
-        "".join(
-            re.search(rf"^{re.escape(name)}==.*\n(?: +--hash.*\n)+", text, re.M)[0]  # type: ignore[index]
-            for name in names
-        )
-        or text
-    )
+    return "".join(re.findall(rf"^{name}==.*\n(?: +--hash.*\n)+", text, re.M))
 
 
 def build_wheel(dist: Path, work: Path) -> Path:
     """Build the wheel from the files under version control, with the locked setuptools."""
     source = work / "source"
-    for name in run("git", "ls-files", "-z", "--", "se3_uploader", "*.*", "LICENSE", cwd=TOP).split(
-        "\0"
-    ):
-        if name and (name.startswith("se3_uploader/") or "/" not in name):
-            target = source / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(TOP / name, target)
-            target.chmod(0o644)
-    (work / "setuptools.lock").write_text(locked(["setuptools"]))
+    tracked = run("git", "ls-files", "-z", "--", "se3_uploader", ":(glob)*").split("\0")
+    for name in filter(None, tracked):
+        target = source / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(TOP / name, target)
+        target.chmod(0o644)
+    (work / "setuptools.lock").write_text(locked("setuptools"))
     run(sys.executable, "-m", "venv", work / "venv")
     pip = [work / "venv/bin/python", "-m", "pip", "--disable-pip-version-check"]
     run(*pip, "install", "-q", "--require-hashes", "-r", work / "setuptools.lock")
@@ -95,13 +87,13 @@ def wheels_for(machine: str, work: Path) -> List[Path]:
         for wheel in fetch(machine, OLDEST_PYTHON, locked(), work / OLDEST_PYTHON)
         if not wheel.name.startswith("setuptools-")
     ]
-    compiled = [
-        wheel.name.split("-")[0].lower()
+    compiled = "".join(
+        locked(wheel.name.split("-")[0].lower())
         for wheel in wheels
         if "-cp38-cp38-" in wheel.name and kept_modules(wheel)
-    ]
+    )
     for python in OTHER_PYTHONS:
-        wheels += fetch(machine, python, locked(compiled), work / python)
+        wheels += fetch(machine, python, compiled, work / python)
     return wheels
 
 
@@ -143,7 +135,7 @@ def copyright_notice(lib: Path) -> str:
         [
             "SE3 uploader\n",
             (TOP / "LICENSE").read_text(),
-            "Packages beside it in /opt/se3-uploader/lib, with their licences in *.dist-info there:\n",
+            "Packages beside it in /opt/se3-uploader/lib; their licences stand in *.dist-info:\n",
             *rows,
             "\nOn Debian the Apache License 2.0 is in /usr/share/common-licenses/Apache-2.0.\n",
         ]

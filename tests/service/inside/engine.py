@@ -1,4 +1,4 @@
-"""The recognition engine: engine.py FIRST COUNT PER_SECOND writes events and keeps its database open.
+"""The recognition engine: engine.py FIRST COUNT PER_SECOND writes events, its database kept open.
 
 COUNT 0: for ever. The database is in WAL mode, readable by the group se3-events and nobody else.
 """
