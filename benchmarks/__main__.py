@@ -1,4 +1,4 @@
-"""Measure the uploader beside two scripts that do the same job; see README.md beside this file.
+"""Measure the uploader beside two scripts that do the same job.
 
 ``python -m benchmarks`` takes about twenty minutes and writes results/latest.md and latest.svg.
 ``--short`` takes less than three minutes, writes nothing, and exits with 1 only where a ratio fell
