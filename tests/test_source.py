@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, Iterator, List, Optional
 
 import pytest
+import yaml
 
 from se3_uploader import payload
 from se3_uploader.source import Key, Ref, Source, SourceError, open_source
+from se3_uploader.source.inspect import inspect
 
 from .event_databases import EventDatabase, MongoEvents, SqlEvents, event, sqlite_events
 from .servers import SERVERS, Missing, Server
@@ -436,3 +438,18 @@ def test_many_rows(database: EventDatabase, source: Source) -> None:
     refs = drained(source, 5_000)
     assert [ref.key for ref in refs] == list(range(1, size + 1))
     assert source.count(None, 2 * size) == size
+
+
+def test_inspect(database: EventDatabase) -> None:
+    """The table of events is found among others, and its mapping proposed."""
+    database.add(event(n) for n in range(1, 4))
+    if isinstance(database, SqlEvents):
+        database.run("DROP TABLE IF EXISTS person")
+        database.run("CREATE TABLE person (pid VARCHAR(10) PRIMARY KEY, name VARCHAR(50))")
+    found = inspect(database.url)
+    table = found.tables[0]
+    assert (table.name, table.rows, table.missing) == ("event", 3, [])
+    assert "s3cret" not in found.proposal
+    section = yaml.safe_load(found.proposal)["source"]
+    assert section["table"] == "event"
+    assert section.get("profile") == "se3"

@@ -143,6 +143,19 @@ class MongoSource:
             found.append(f"{ordering}: has no index, so that every look reads the whole collection")
         return found
 
+    def tables(self) -> List[str]:
+        """List the collections."""
+        with self._session() as events:
+            return sorted(events.database.list_collection_names())
+
+    def fields(self) -> List[str]:
+        """A collection knows no fields but its documents'."""
+        return []
+
+    def primary_key(self) -> Optional[str]:
+        """Every document has one."""
+        return "_id"
+
     def close(self) -> None:
         """Close all connections and end pymongo's threads."""
         client, self._client = self._client, None

@@ -214,6 +214,22 @@ class SqlSource(ABC):
                 found.append(f"{ordering}: has no index, so that every look reads the whole table")
         return found
 
+    def tables(self) -> List[str]:
+        """List the tables and views (of the default schema)."""
+        with self._session() as database:
+            return sorted({*database.get_tables(), *(v.name for v in database.get_views())})
+
+    def fields(self) -> List[str]:
+        """List the columns of the table."""
+        with self._session() as database:
+            return list(self._types(database))
+
+    def primary_key(self) -> Optional[str]:
+        """Name the primary key, None where there is none or it has several columns."""
+        with self._session() as database:
+            names = database.get_primary_keys(self._source.table)
+        return names[0] if len(names) == 1 else None
+
     def close(self) -> None:
         """Close the connection, however broken it is."""
         database, self._database = self._database, None
