@@ -6,12 +6,9 @@ import argparse
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence
+from typing import Callable, Dict, List, Optional, Sequence
 
-from . import __version__, config, log, times
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from . import __version__, backfill_command, config, log, outbox_command, times
 
 OK, PROBLEM, USAGE, TEMPORARY, CONFIG = 0, 1, 2, 75, 78
 """Exit codes: good; a problem was found; wrong usage; try again later (EX_TEMPFAIL); the
@@ -78,10 +75,16 @@ def _parser() -> argparse.ArgumentParser:
         help="deliver what the database holds now and exit: 0 all delivered, 75 something is"
         " still pending, 1 something is dead or lost",
     )  # fmt: skip
+    upload = commands.add_parser(
+        "backfill", parents=[configured], help="upload a range of time, once"
+    )
+    backfill_command.add_arguments(upload)
     status = commands.add_parser(
         "status", parents=[configured], help="are the events arriving, and if not, why not"
     )
     status.add_argument("--json", action="store_true", help="for machines")
+    outbox = commands.add_parser("outbox", help="dead letters: look, send again, give up")
+    outbox_command.add_arguments(outbox, configured)
     _add_receive(commands)
     _add_demo(commands)
     return parser
@@ -122,26 +125,35 @@ def _load(options: argparse.Namespace) -> config.Config:
 
 def _run(options: argparse.Namespace) -> int:
     from . import agent
-    from .lock import Lock
+    from .lock import Lock, daemon_lock
 
     loaded = _load(options)
     log.setup(loaded.log.level, loaded.log.format)
-    lock = Lock(loaded.outbox.path)
-    holder = lock.acquire("once" if options.once else "daemon")
-    if holder is not None and options.once:
-        log.warning(f"the {holder.role} (pid {holder.pid}) delivers from this outbox already")
-        return TEMPORARY
-    while holder is not None:
-        if holder.role == "daemon":
-            log.error(f"another daemon (pid {holder.pid}) delivers from this outbox already")
-            return PROBLEM
+    lock, present = Lock(loaded.outbox.path), Lock(daemon_lock(loaded.outbox.path))
+    if options.once:
+        holder = lock.acquire("once")
+        if holder is not None:
+            log.warning(f"the {holder.role} (pid {holder.pid}) delivers from this outbox already")
+            return TEMPORARY
+        return agent.run_once(loaded)
+    holder = present.acquire("daemon")
+    if holder is not None:
+        log.error(f"another daemon (pid {holder.pid}) delivers from this outbox already")
+        return PROBLEM
+    while True:
+        holder = lock.acquire("daemon")
+        if holder is None:
+            return agent.Daemon(loaded).run()
         log.info(f"waiting for the {holder.role} (pid {holder.pid}) to hand over")
         time.sleep(0.5)
-        holder = lock.acquire("daemon")
+
+
+def _backfill(options: argparse.Namespace) -> int:
     try:
-        return agent.run_once(loaded) if options.once else agent.Daemon(loaded).run()
-    finally:
-        lock.release()
+        return backfill_command.run(options, _load(options))
+    except backfill_command.UsageError as error:
+        print(f"se3-uploader backfill: {error}", file=sys.stderr)
+        return USAGE
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -155,18 +167,16 @@ def _status(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found, ensure_ascii=False, indent=2))
         return OK
-    from . import status_text
+    from . import status_text, terminal
 
+    out = terminal.console()
     for part in status_text.render(found, now):
-        _console().print(part)
+        out.print(part)
     return OK
 
 
-def _console() -> Console:
-    """Where tables go: colour only on a terminal, and not with NO_COLOR."""
-    from rich.console import Console
-
-    return Console(highlight=False, markup=False, emoji=False)
+def _outbox(options: argparse.Namespace) -> int:
+    return outbox_command.run(options, _load(options))
 
 
 def _receive(options: argparse.Namespace) -> int:
@@ -187,7 +197,9 @@ def _demo(options: argparse.Namespace) -> int:
 
 _COMMANDS: Dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run,
+    "backfill": _backfill,
     "status": _status,
+    "outbox": _outbox,
     "receive": _receive,
     "demo": _demo,
 }

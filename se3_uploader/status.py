@@ -27,7 +27,7 @@ Status = Dict[str, Any]
 def collect(config: Config, now: float) -> Status:
     """Gather the status, of the shape the contract gives ("status --json"); now: epoch seconds.
 
-    Besides the contract's keys there are daemon.role, source.engine, for each endpoint since,
+    Besides the contract's keys there are daemon.delivers, source.engine, for each endpoint since,
     dead_reason and rate_per_s, and in outbox copied_bytes, free_bytes and min_free_bytes. Raises
     OutboxError where there is an outbox that cannot be read.
     """
@@ -42,15 +42,13 @@ def collect(config: Config, now: float) -> Status:
 
 
 def _daemon(path: str) -> Dict[str, Any]:
-    """Tell who delivers; a backfill or `run --once` is not the daemon, but named as role."""
-    holder = lock.holder(path)
-    if holder is None:
-        return {"running": False, "pid": None, "since": None, "role": None}
+    """Tell whether the daemon is there, and who delivers: it, once, a backfill, or nobody."""
+    daemon, deliverer = lock.holder(lock.daemon_lock(path)), lock.holder(path)
     return {
-        "running": holder.role == "daemon",
-        "pid": holder.pid,
-        "since": _iso(holder.since),
-        "role": holder.role,
+        "running": daemon is not None,
+        "pid": daemon.pid if daemon else None,
+        "since": _iso(daemon.since) if daemon else None,
+        "delivers": deliverer.role if deliverer else None,
     }
 
 

@@ -6,16 +6,11 @@ from datetime import datetime
 from typing import Any, Iterator, List, Mapping, Optional, Tuple
 
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from .status import COUNTED, NOT_CONFIGURED
+from .terminal import BAD, GOOD, WORRYING, Line, clock, counted, grid
 from .units import format_duration, format_size
-
-GOOD, WORRYING, BAD = "green", "yellow", "red"
-
-Line = Tuple[str, Text]
-"""What a figure is called, and the figure."""
 
 LATE = 60.0
 """Seconds after which an event that is still pending is worth a word."""
@@ -28,13 +23,13 @@ def render(status: Mapping[str, Any], now: float) -> Iterator[RenderableType]:
     for endpoint in status["endpoints"]:
         yield Text()
         yield Text(endpoint["name"], style="bold")
-        yield _grid(_endpoint(endpoint, status, now))
+        yield grid(_endpoint(endpoint, status, now))
     yield Text()
     yield Text(f"event database {status['source']['name']}", style="bold")
-    yield _grid(_source(status["source"]))
+    yield grid(_source(status["source"]))
     yield Text()
     yield Text("this machine", style="bold")
-    yield _grid([*_daemon(status["daemon"], now), *_outbox(status["outbox"])])
+    yield grid([*_daemon(status["daemon"], now), *_outbox(status["outbox"])])
 
 
 def answer(status: Mapping[str, Any], now: float) -> Tuple[str, str]:
@@ -42,11 +37,11 @@ def answer(status: Mapping[str, Any], now: float) -> Tuple[str, str]:
     endpoints = [e for e in status["endpoints"] if e["kind"] == "history_event"]
     waiting = sum(endpoint["pending"] for endpoint in endpoints)
     behind = status["source"]["behind"] or 0
-    if status["daemon"]["role"] is None:
-        wait = _number(max(waiting, behind), "event")
+    if status["daemon"]["delivers"] is None:
         return (
-            f"NO: nothing is being uploaded, the daemon is not running; {wait} to deliver."
-            " Start it: systemctl start se3-uploader",
+            "NO: the daemon is not running, so nothing is uploaded;"
+            f" {counted(waiting + behind, 'event')} to deliver. Start it: systemctl start"
+            " se3-uploader",
             BAD,
         )
     if status["source"]["error"]:
@@ -56,25 +51,25 @@ def answer(status: Mapping[str, Any], now: float) -> Tuple[str, str]:
         what = "events" if endpoint["kind"] == "history_event" else "status reports"
         return (
             f"NO: {endpoint['name']} takes no {what}{_for_how_long(endpoint, now)}:"
-            f" {endpoint['last_error']}. {_number(waiting, 'event')} waiting, none is lost",
+            f" {endpoint['last_error']}. {counted(waiting, 'event')} waiting, none is lost",
             BAD if endpoint["state"] == "paused" else WORRYING,
         )
     for endpoint in endpoints:
         if endpoint["dead"]:
             return (
-                f"Events arrive, but {_number(endpoint['dead'], 'event')} could not be delivered to"
+                f"Events arrive, but {counted(endpoint['dead'], 'event')} could not be delivered to"
                 f" {endpoint['name']}: {endpoint['dead_reason']}. Look: se3-uploader outbox list",
                 WORRYING,
             )
     oldest = max((e["oldest_pending_s"] or 0.0 for e in endpoints), default=0.0)
     if waiting and oldest > LATE:
         return (
-            f"Events arrive, late: {_number(waiting, 'event')} on the way, the oldest for"
+            f"Events arrive, late: {counted(waiting, 'event')} on the way, the oldest for"
             f" {format_duration(oldest)}",
             WORRYING,
         )
     if waiting or behind:
-        return f"Yes, events arrive; {_number(max(waiting, behind), 'event')} on the way", GOOD
+        return f"Yes, events arrive; {counted(waiting + behind, 'event')} on the way", GOOD
     return "Yes, every event has arrived", GOOD
 
 
@@ -82,7 +77,7 @@ def _for_how_long(endpoint: Mapping[str, Any], now: float) -> str:
     if endpoint["since"] is None:
         return ""
     since = _epoch(endpoint["since"])
-    return f" since {_clock(since, now)} ({format_duration(max(0.0, now - since))})"
+    return f" since {clock(since, now)} ({format_duration(max(0.0, now - since))})"
 
 
 def _endpoint(found: Mapping[str, Any], status: Mapping[str, Any], now: float) -> List[Line]:
@@ -92,7 +87,9 @@ def _endpoint(found: Mapping[str, Any], status: Mapping[str, Any], now: float) -
     if found["next_attempt"] and found["state"] != NOT_CONFIGURED:
         wait = _epoch(found["next_attempt"]) - now
         soon = f"in {format_duration(wait)}" if wait > 0 else "now"
-        lines.append(("next attempt", Text(soon if status["daemon"]["role"] else "not running")))
+        lines.append(
+            ("next attempt", Text(soon if status["daemon"]["delivers"] else "not running"))
+        )
     pending = f"{found['pending']:,}"
     if found["oldest_pending_s"] is not None:
         pending += f", the oldest for {format_duration(found['oldest_pending_s'])}"
@@ -144,7 +141,7 @@ def _last(moment: Optional[str], now: float) -> str:
     if moment is None:
         return ""
     at = _epoch(moment)
-    return f", the last {format_duration(max(0.0, now - at))} ago ({_clock(at, now)})"
+    return f", the last {format_duration(max(0.0, now - at))} ago ({clock(at, now)})"
 
 
 def _source(source: Mapping[str, Any]) -> List[Line]:
@@ -156,7 +153,7 @@ def _source(source: Mapping[str, Any]) -> List[Line]:
     return [
         *lines,
         ("seen up to", Text("nothing yet" if source["position"] is None else _key(source))),
-        ("behind", Text(f"{_number(behind, 'event')}{more}")),
+        ("behind", Text(f"{counted(behind, 'event')}{more}")),
     ]
 
 
@@ -165,12 +162,13 @@ def _key(source: Mapping[str, Any]) -> str:
 
 
 def _daemon(daemon: Mapping[str, Any], now: float) -> List[Line]:
-    if daemon["role"] is None:
-        return [("daemon", Text("not running", style=BAD))]
-    since = f"pid {daemon['pid']}, since {_clock(_epoch(daemon['since']), now)}"
-    if not daemon["running"]:
-        return [("daemon", Text(f"not running, but {daemon['role']} delivers ({since})"))]
-    return [("daemon", Text(f"running, {since}"))]
+    lines = [("daemon", Text("not running", style=BAD))]
+    if daemon["running"]:
+        since = clock(_epoch(daemon["since"]), now)
+        lines = [("daemon", Text(f"running, pid {daemon['pid']}, since {since}"))]
+    if daemon["delivers"] not in (None, "daemon"):
+        lines.append(("delivers now", Text(daemon["delivers"])))
+    return lines
 
 
 def _outbox(outbox: Mapping[str, Any]) -> List[Line]:
@@ -194,24 +192,5 @@ def _outbox(outbox: Mapping[str, Any]) -> List[Line]:
     return lines
 
 
-def _grid(lines: List[Line]) -> Table:
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(no_wrap=True, style="dim", min_width=len("next attempt"))
-    grid.add_column(overflow="fold")
-    for name, figure in lines:
-        grid.add_row(f"  {name}", figure)
-    return grid
-
-
-def _number(count: int, thing: str) -> str:
-    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
-
-
 def _epoch(moment: str) -> float:
     return datetime.fromisoformat(moment).timestamp()
-
-
-def _clock(moment: float, now: float) -> str:
-    """The time of day, with its date where that is not within the last 24 hours."""
-    shape = "%H:%M" if abs(now - moment) < 86400 else "%Y-%m-%d %H:%M"
-    return datetime.fromtimestamp(moment).strftime(shape)
