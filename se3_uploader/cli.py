@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
+import traceback
 from typing import Callable, Dict, List, Optional, Sequence
 
 from . import __version__, backfill_command, config, log, outbox_command, times
@@ -32,10 +34,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except Exception as error:
-        if not _is_foreseen(error):
-            raise
-        print(f"se3-uploader: {error}", file=sys.stderr)
-        return TEMPORARY
+        print(f"se3-uploader: {_explained(error)}", file=sys.stderr)
+        return TEMPORARY if _is_foreseen(error) else PROBLEM
 
 
 def _with_times(words: Sequence[str]) -> List[str]:
@@ -52,7 +52,21 @@ def _is_foreseen(error: Exception) -> bool:
     from .outbox import OutboxError
     from .source import SourceError
 
-    return isinstance(error, (OutboxError, SourceError))
+    return isinstance(error, (OSError, OutboxError, SourceError))
+
+
+def _explained(error: Exception) -> str:
+    """Say what happened; of a mistake of our own only where, since its text may be personal."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; look at its owner, its mode and its disk"
+    if _is_foreseen(error):
+        return str(error)
+    steps = traceback.extract_tb(error.__traceback__)
+    places = [f"{os.path.basename(s.filename)}:{s.lineno}" for s in steps[-5:]]
+    return (
+        f"stopped by a mistake in the program, {type(error).__name__} at {' > '.join(places)};"
+        f" nothing is lost. Please report this line, with the version {__version__}"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,6 +93,15 @@ def _parser() -> argparse.ArgumentParser:
         "backfill", parents=[configured], help="upload a range of time, once"
     )
     backfill_command.add_arguments(upload)
+    check = commands.add_parser(
+        "check", parents=[configured], help="try every part for real; no event is sent"
+    )
+    check.add_argument("--no-network", action="store_true", help="only what needs no connection")
+    check.add_argument(
+        "--show-payload", action="store_true",
+        help="show the newest event and the status report as they would be sent, pictures"
+        " shortened: personal data",
+    )  # fmt: skip
     status = commands.add_parser(
         "status", parents=[configured], help="are the events arriving, and if not, why not"
     )
@@ -156,10 +179,25 @@ def _backfill(options: argparse.Namespace) -> int:
         return USAGE
 
 
+def _check(options: argparse.Namespace) -> int:
+    """Print a line for each part; 1 where one does not work."""
+    from . import check, terminal
+
+    out, failed = terminal.console(), False
+    colours = {check.OK: terminal.GOOD, check.WARN: terminal.WORRYING, check.FAIL: terminal.BAD}
+    for finding in check.run(_load(options), network=not options.no_network):
+        failed |= finding.level == check.FAIL
+        advice = f" -> {finding.advice}" if finding.advice else ""
+        out.print(f"{finding.level:5}", style=colours.get(finding.level, ""), end="")
+        out.print(f"{finding.part}: {finding.said}{advice}", soft_wrap=True)
+        if options.show_payload and finding.payload is not None:
+            payload = json.dumps(finding.payload, ensure_ascii=False, indent=2)
+            out.print(payload, soft_wrap=True)
+    return PROBLEM if failed else OK
+
+
 def _status(options: argparse.Namespace) -> int:
     """Print the status; 0 however things stand, since the answer is in what is printed."""
-    import json
-
     from . import status
 
     now = time.time()
@@ -198,6 +236,7 @@ def _demo(options: argparse.Namespace) -> int:
 _COMMANDS: Dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run,
     "backfill": _backfill,
+    "check": _check,
     "status": _status,
     "outbox": _outbox,
     "receive": _receive,

@@ -277,6 +277,21 @@ def _headers(endpoint: config.Endpoint) -> Mapping[str, str]:
     return headers
 
 
+def try_connection(endpoint: config.Endpoint) -> Tuple[Optional[FaultText], Optional[float]]:
+    """Connect as a POST would, proxy and TLS included, and send nothing.
+
+    Returns what went wrong, None where nothing did, and when the platform's certificate expires
+    (epoch seconds), None where none was verified.
+    """
+    line: Optional[Line] = None
+    try:
+        line = Line(endpoint, read_access(endpoint), _headers(endpoint))
+        line.probe()
+    except Exception as error:
+        return explain(error, endpoint, line), None
+    return None, line.certificate_not_after
+
+
 def retry_after(headers: http.client.HTTPMessage) -> Optional[float]:
     """Read Retry-After, seconds or a date, as seconds from now; None where there is none.
 

@@ -151,14 +151,19 @@ def _outbox(config: Config, found: Figures) -> Dict[str, Any]:
 
 def free_bytes(path: str) -> Optional[int]:
     """Bytes that others than root may still use on the disk where path is, or will be."""
-    folder = os.path.dirname(os.path.abspath(path))
-    while not os.path.isdir(folder) and folder != os.path.dirname(folder):
-        folder = os.path.dirname(folder)
     try:
-        disk = os.statvfs(folder)
+        disk = os.statvfs(nearest_folder(path))
     except OSError:
         return None
     return disk.f_bavail * disk.f_frsize
+
+
+def nearest_folder(path: str) -> str:
+    """The folder of a path or, where that is not there yet, the nearest one above it."""
+    folder = os.path.dirname(os.path.abspath(path))
+    while not os.path.isdir(folder) and folder != os.path.dirname(folder):
+        folder = os.path.dirname(folder)
+    return folder
 
 
 def _iso(moment: Optional[float]) -> Optional[str]:

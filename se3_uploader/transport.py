@@ -31,6 +31,9 @@ MAX_BODY = 64 * 1024
 SEND_BLOCK = 64 * 1024
 """Bytes handed to a socket at once: each block has the read timeout to leave in."""
 
+OBJECTION = 0.5
+"""Seconds a platform has to refuse our certificate when a connection is only tried."""
+
 FOREVER = float("inf")
 """The deadline of what has none."""
 
@@ -176,6 +179,22 @@ class Line:
                 raise StaleConnection from error
             raise
         return self._read(response)
+
+    def probe(self) -> None:
+        """Connect and hang up, without a byte of a request; raises what exchange raises.
+
+        With TLS 1.3 a platform that refuses our certificate says so only after the handshake, so
+        it is given a moment to object.
+        """
+        try:
+            self._connect()
+            if self.access.context is not None:
+                self._connection.sock.settimeout(OBJECTION)
+                self._connection.sock.recv(1)
+        except socket.timeout:
+            pass
+        finally:
+            self.disconnect()
 
     def _read(self, response: http.client.HTTPResponse) -> Reply:
         """Read what is kept of a body; a connection with more of it to come is closed."""
