@@ -159,6 +159,8 @@ def lay_out(root: Path, arch: str, version: str, moment: str) -> None:
         text = (units / f"se3-uploader.{kind}").read_text()
         install(text, root / f"usr/lib/{kind}.d/se3-uploader.conf")
     install((HERE / "se3-uploader").read_text(), root / "usr/bin/se3-uploader", 0o755)
+    completion = root / "usr/share/bash-completion/completions/se3-uploader"
+    install((HERE / "completion.bash").read_text(), completion)
     settings = (TOP / "uploader.yaml").read_text()
     install(settings, root / "etc/se3-uploader/uploader.yaml")
     install(settings, doc / "examples/uploader.yaml")
