@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from . import log, payload
 from .config import Config
 from .outbox import Cursor, Entry, OutboxError
-from .queue import READY_BYTES, Queue
+from .queue import BUILT_BYTES, Queue, Seen
 from .recorder import Recorder
-from .source import Key, Look, Row, Source, SourceError
+from .source import Key, Look, Ref, Row, Source, SourceError
 from .tail import NOWHERE, Lookback, same_history
 
 PAGE = 256
@@ -124,14 +124,21 @@ class Intake:
         if not self._is_same_history(queue, page):
             self._begin_generation(page)
             return True
-        self._add(queue, page)
-        if page.refs:
-            last = page.refs[-1]
-            queue.cursor = queue.cursor._replace(position=last.key, fingerprint=last.fingerprint)
-            queue.lookback.moved(last.key, self._monotonic())
+        if self._outbox.clashes(queue.id, self.generation, page.refs):
+            # A crash, or a backfill ahead of us, left no place to compare the source with.
+            self._begin_generation(None)
+            return True
+        now = self._monotonic()
+        for ref, entry in self._add(queue, page):
+            queue.cursor = queue.cursor._replace(position=ref.key, fingerprint=ref.fingerprint)
+            queue.seen.append(Seen(entry, queue.cursor, now))
+            queue.lookback.moved(ref.key, now)
+        if not queue.begun:
+            queue.seen.append(Seen(None, queue.cursor, now))
+            queue.begun = True
+        if queue.seen:
+            self._recorder.touch()
         sweeping = not self._source.ordered and self._sweep(queue, queue.lookback)
-        if page.refs or not queue.begun:
-            self._move_cursor(queue)
         # A page may be short because the source kept its read short for the writer's sake.
         at_end = not page.refs or page.refs[-1].key == page.newest
         queue.caught_up = at_end and not sweeping
@@ -149,31 +156,46 @@ class Intake:
                 return now.fingerprint == ref.fingerprint
         return True
 
-    def _add(self, queue: Queue, page: Look) -> None:
+    def _add(self, queue: Queue, page: Look) -> List[Tuple[Ref, Optional[Entry]]]:
+        """Queue those events that are not known yet; returns all, with their new entries."""
         refs = [ref for ref in page.refs if (ref.key, ref.fingerprint) not in queue.held]
         known = self._outbox.known(queue.id, refs) if refs else set()
+        new: Dict[Ref, Entry] = {}
         for ref in refs:
             if ref.key not in known:
                 entry = Entry(queue.id, self.generation, ref.key, ref.fingerprint, self._wall())
                 queue.hold(entry)
                 queue.fresh.append(entry)
-                self._recorder.note(entry)
+                new[ref] = entry
+        return [(ref, new.get(ref)) for ref in page.refs]
 
     def _sweep(self, queue: Queue, lookback: Lookback) -> bool:
         """Look again at a page of the recent past, for rows that became visible late."""
         if not lookback.begin(queue.cursor, self._monotonic()):
             return False
         page = self._source.look(lookback.at, PAGE)
-        self._add(queue, page)
-        before = queue.cursor
-        queue.cursor = lookback.swept(before, page, self._monotonic())
+        for _, entry in self._add(queue, page):
+            if entry is not None:
+                self._recorder.note(entry)
+        before, now = queue.cursor, self._monotonic()
+        queue.cursor = lookback.swept(before, page, now)
         if queue.cursor != before:
-            self._move_cursor(queue)
+            queue.seen.append(Seen(None, queue.cursor, now))
+            self._recorder.touch()
         return lookback.until is not None
 
-    def _move_cursor(self, queue: Queue) -> None:
-        queue.begun = True
-        self._recorder.move_cursor(queue.id, self.generation, queue.cursor)
+    def cover(self, until: float) -> Optional[float]:
+        """Hand the recorder what may be written of all events seen (Queue.cover).
+
+        Returns since when (monotonic seconds) the oldest of the rest waits, None: there is none.
+        """
+        for queue in self._queues:
+            entries, cursor = queue.cover(until)
+            for entry in entries:
+                self._recorder.note(entry)
+            if cursor is not None:
+                self._recorder.move_cursor(queue.id, self.generation, cursor)
+        return min((queue.seen[0].at for queue in self._queues if queue.seen), default=None)
 
     def _begin_at_newest(self, queue: Queue) -> None:
         newest = self._source.newest()
@@ -181,11 +203,14 @@ class Intake:
         if at is not None:
             queue.cursor = Cursor(at.key, at.fingerprint, at.key)
 
-    def _begin_generation(self, page: Look) -> None:
-        """The source is another one than before: look at all of it, and skip what is known."""
+    def _begin_generation(self, page: Optional[Look]) -> None:
+        """The source is another one than before: look at all of it, and skip what is known.
+
+        page: the look that showed it. Where its newest row is known, only newer ones were deleted.
+        """
         self._recorder.write()
         newest = None
-        if page.at is None and page.newest is not None:
+        if page is not None and page.at is None and page.newest is not None:
             newest = self._source.look(page.newest, 1).at
         self.generation, self.number = self._outbox.new_generation(self._config.name)
         log.warning(
@@ -199,7 +224,8 @@ class Intake:
             if newest is not None and self._outbox.known(queue.id, [newest]):
                 cursor = Cursor(newest.key, newest.fingerprint, newest.key)
             self._place(queue, cursor)
-            self._move_cursor(queue)
+            self._recorder.move_cursor(queue.id, self.generation, cursor)
+            queue.begun = True
 
     def verify(self) -> None:
         """Notice now whether the source was wiped or replaced. Raises SourceError, OutboxError."""
@@ -218,7 +244,7 @@ class Intake:
         keys = list(dict.fromkeys(entry.key for entry in entries))
         wanted = payload.wanted_pictures(queue.endpoint.pictures)
         try:
-            found = self._source.rows(keys, wanted, READY_BYTES)
+            found = self._source.rows(keys, wanted, BUILT_BYTES)
         except SourceError as error:
             self._failed(error)
             return Fetched({}, failed=True)
@@ -228,14 +254,15 @@ class Intake:
         """Is this row still the event that was seen? Raises SourceError.
 
         A row that reads otherwise than before was changed by somebody while the source is the
-        same; after a wipe it is another event under a key that was given out again.
+        same; after a wipe it is another event under a key that was given out again. Without a place
+        in the source there is no telling (only a backfill was recorded yet), and it is another.
         """
         if row.ref.fingerprint == entry.fingerprint:
             return True
-        if entry.generation_id != self.generation:
+        if entry.generation_id != self.generation or queue.cursor.position is None:
             return False
         page = self._source.look(queue.cursor.position, 1)
-        if same_history(queue.cursor, page):
+        if self._is_same_history(queue, page):
             return True
         self._begin_generation(page)
         return False
