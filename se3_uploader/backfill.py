@@ -9,139 +9,86 @@ from __future__ import annotations
 
 import random
 import time
+from array import array
 from collections import Counter, deque
-from dataclasses import dataclass, field, replace
-from typing import Deque, Dict, Iterator, List, Optional, Sequence, Tuple
+from dataclasses import dataclass
+from typing import Deque, Dict, Optional
 
 from . import agent
+from .backfill_plan import Plan, Wanted
 from .config import Config, Endpoint
 from .engine import Engine
 from .lock import Lock, daemon_lock, holder
-from .outbox import DEAD, DISCARDED, LOST, PENDING, Outbox
-from .outbox.backfills import Backfill, Backfills
-from .payload import Strip, wanted_pictures
+from .outbox import DEAD, DISCARDED, LOST, PENDING, Outbox, OutboxError
+from .outbox.backfills import Backfills
 from .sink import Sink
-from .source import Key, Ref, Source, open_source
+from .source import Key, Ref, Source, SourceError, open_source
 from .wake import Wake
 
-SCAN = 20_000
-"""Rows of the source looked at in one short read."""
 PAGE = 200
 """Events queued in one transaction, so that a daemon never waits long for the outbox."""
 WINDOW = 1000
 """Events of a backfill that stand in an endpoint's queue at once."""
 SCAN_REFS = 2000
-"""Rows looked at in one go for events to queue."""
-SAMPLE = 40
-"""Rows read whole to estimate how many bytes there are to send."""
+"""Rows of the source looked at in one go for events to queue."""
 PATIENCE = 60.0
-"""Seconds without a delivery after which a backfill leaves the rest for another time."""
+"""Seconds in which nothing moves, after which a backfill leaves the rest for another time."""
 WATCH = 0.2
 """Seconds between two looks at a delivery that another process makes."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What the operator asked for."""
-
-    since: int
-    """Epoch milliseconds, included."""
-    until: int
-    """Epoch milliseconds, excluded."""
-    endpoints: Tuple[Endpoint, ...]
-    rate: Optional[float] = None
-    """Events per second, None: as fast as the platform takes them."""
-    resend: bool = False
-    strip: bool = False
-    """Send without pictures."""
-    words: str = ""
-    """The request as it was typed, by which it is known again after an interruption."""
-
-
-@dataclass
-class Plan:
-    """What a backfill would do."""
-
-    events: int = 0
-    known: Dict[str, Counter[int]] = field(default_factory=dict)
-    """Endpoint -> state -> how many events of the range the outbox knows already."""
-    bytes_each: float = 0.0
-    """Average of a few events' payloads, pictures included."""
-
-    def to_send(self, endpoint: str, resend: bool) -> int:
-        """How many events are still to be sent to an endpoint."""
-        known = self.known[endpoint]
-        return self.events - (0 if resend else sum(known.values()) - known[PENDING])
-
-    def seconds(self, wanted: Wanted) -> Optional[float]:
-        """How long the sending takes at the chosen rate, None without one."""
-        if wanted.rate is None:
-            return None
-        return max(self.to_send(e.name, wanted.resend) for e in wanted.endpoints) / wanted.rate
+AGAIN = 1.0
+"""Seconds after which a source or an outbox that failed is tried again."""
 
 
 @dataclass
 class Progress:
     """Where a backfill stands, summed over its endpoints."""
 
-    total: int
-    queued: int = 0
-    waiting: int = 0
+    total: int = 0
     done: int = 0
+    """Brought to their end since this process started: delivered, dead or lost."""
+    waiting: int = 0
+    """In the outbox, to be sent."""
+    failed: int = 0
+    """Dead or lost."""
+    bytes: float = 0.0
+    """Of what is done, by the plan's estimate."""
+    trouble: Optional[str] = None
+    """What keeps the rest waiting."""
 
 
-def scan(source: Source, since: int, until: int) -> Iterator[List[Key]]:
-    """The keys of a time range, page by page, with flat memory. Raises SourceError."""
-    after: Optional[Key] = None
-    while True:
-        page = source.keys_between(since, until, after, SCAN)
-        if page.keys:
-            yield page.keys
-        if page.scanned_to is None:
-            return
-        after = page.scanned_to
+class _Feed:
+    """One endpoint's share: fed from the source at its own pace, so that none waits for another."""
 
+    def __init__(self, endpoint: Endpoint, endpoint_id: int) -> None:
+        self.endpoint = endpoint
+        self.id = endpoint_id
+        self.refs: Deque[Ref] = deque()
+        """Read from the source, not queued yet."""
+        self.generation = 0
+        """Of the source when refs were read."""
+        self.after: Optional[Key] = None
+        self.scanned = False
+        self.seen = 0
+        self.queued = 0
+        self.waiting = 0
+        self.settled = 0
+        """Awaited ones that came to their end."""
+        self.others: Counter[int] = Counter()
+        """State -> how many of the range came to their end outside this backfill."""
+        self.awaited = array("q")
+        """Rows of the outbox that are pending outside this backfill; 8 bytes each."""
+        self.tokens = 1.0
+        """How many events the rate allows to queue now."""
+        self.ended: object = None
+        self.moved_at = time.monotonic()
 
-def resumed(wanted: Wanted, begun: Backfill) -> Wanted:
-    """The same request with the range that was meant when it was first typed."""
-    return replace(wanted, since=begun.since, until=begun.until)
+    @property
+    def is_done(self) -> bool:
+        return self.scanned and not (self.refs or self.waiting or self.awaited)
 
-
-def plan(wanted: Wanted, source: Source, outbox: Optional[Backfills]) -> Plan:
-    """Count what there is to do; outbox is None where there is none yet. Writes nothing.
-
-    Raises SourceError, OutboxError.
-    """
-    found = Plan(known={endpoint.name: Counter() for endpoint in wanted.endpoints})
-    ids = outbox.endpoints() if outbox is not None else {}
-    asked = [e.name for e in wanted.endpoints if e.name in ids]
-    sample: List[Key] = []
-    for keys in scan(source, wanted.since, wanted.until):
-        found.events += len(keys)
-        sample = [*sample, *keys[:: max(1, len(keys) // SAMPLE)]]
-        for name in asked:
-            assert outbox is not None
-            found.known[name].update(outbox.states(ids[name], keys).values())
-    found.bytes_each = _bytes_each(wanted, source, sample)
-    return found
-
-
-def _bytes_each(wanted: Wanted, source: Source, keys: Sequence[Key]) -> float:
-    keys = keys[:: max(1, len(keys) // SAMPLE)][:SAMPLE]
-    pictures = set()
-    if not wanted.strip:
-        pictures = {name for e in wanted.endpoints for name in wanted_pictures(e.pictures)}
-    sizes = []
-    for key in keys:
-        for row in source.rows([key], sorted(pictures), 1).rows:
-            sizes.append(300 + sum(_size(value) for value in row.values.values()))
-    return sum(sizes) / len(sizes) if sizes else 0.0
-
-
-def _size(value: object) -> float:
-    if isinstance(value, bytes):
-        return len(value) * 4 / 3
-    return len(value) if isinstance(value, str) else 10
+    @property
+    def done(self) -> int:
+        return self.queued - self.waiting + self.settled
 
 
 class Run:
@@ -151,30 +98,49 @@ class Run:
         """Open outbox and source. Raises OutboxError, SourceError."""
         self._config = config
         self._wanted = wanted
-        self._source = open_source(config.source)
+        self._plan = found
+        self._source: Source = open_source(config.source)
         self._lock = Lock(config.outbox.path)
         self._engine: Optional[Engine] = None
         self._outbox: Optional[Outbox] = None
         self._wake = Wake(())
-        self._found: Deque[Ref] = deque()
-        self._scan_from: Optional[Key] = None
-        self._scanned = False
-        self._began = time.monotonic()
+        self._trouble: Optional[str] = None
+        self._again_at = 0.0
         self._take_over()
         self._table = Backfills(config.outbox.path)
-        self._ids = self._table.endpoints()
-        self.backfill: Backfill = self._table.begin(wanted.words, wanted.since, wanted.until)
-        sends = [found.to_send(e.name, wanted.resend) for e in wanted.endpoints]
-        self.progress = Progress(total=sum(sends), queued=sum(self._waiting().values()))
-        self._moved_at = self._began
+        ids = self._table.endpoints()
+        unknown = [e.name for e in wanted.endpoints if e.name not in ids]
+        if unknown:
+            raise OutboxError(
+                f"the process that delivers now does not know {', '.join(unknown)} yet: reload the"
+                " daemon, or wait for the other command to end"
+            )
+        self.backfill = self._table.begin(wanted.words, wanted.since, wanted.until)
+        self._feeds = [_Feed(endpoint, ids[endpoint.name]) for endpoint in wanted.endpoints]
+        for feed in self._feeds:
+            feed.waiting = feed.queued = self._table.pending(self.backfill, feed.id)
+        self._ticked = time.monotonic()
 
-    def _waiting(self) -> Dict[str, int]:
-        names = (endpoint.name for endpoint in self._wanted.endpoints)
-        return {name: self._table.pending(self.backfill, self._ids[name]) for name in names}
+    # Who delivers
+
+    def _decide_who_delivers(self) -> None:
+        if holder(daemon_lock(self._config.outbox.path)) is not None:
+            self._hand_over()
+        else:
+            self._take_over()
 
     def _take_over(self) -> None:
         """Deliver ourselves, where nobody else does."""
-        if self._engine is not None or self._lock.acquire("backfill") is not None:
+        if self._engine is not None:
+            return
+        try:
+            taken = self._lock.acquire("backfill") is None
+        except OSError as error:
+            raise OutboxError(
+                f"cannot lock {self._config.outbox.path}: {error.strerror}; do this as the user"
+                " that the service runs as"
+            ) from None
+        if not taken:
             return
         self._outbox, rebuilt = agent.open_outbox(self._config.outbox.path)
         self._engine = Engine(
@@ -198,81 +164,172 @@ class Run:
         self._engine = self._outbox = None
         self._lock.release()
 
+    # Moving on
+
     def step(self) -> bool:
-        """Queue what there is room for, deliver or watch for a moment; False once all is done."""
-        if holder(daemon_lock(self._config.outbox.path)) is not None:
-            self._hand_over()
-        else:
-            self._take_over()
-        waiting = self._waiting()
-        room = WINDOW - max(waiting.values())
-        queued = self._queue(min(room, self._budget())) if room > 0 else 0
-        self._take_note(sum(waiting.values()) + queued)
+        """Queue what there is room for, deliver or watch for a moment; False once all is done.
+
+        Raises OutboxError where the outbox was replaced.
+        """
+        self._table.verify()
+        due = WATCH
+        if time.monotonic() >= self._again_at:
+            try:
+                self._decide_who_delivers()
+                if self._queue_all() and self._engine is None:
+                    due = 0.0
+                self._trouble = None
+            except (SourceError, OutboxError) as error:
+                self._trouble = str(error)
+                self._again_at = time.monotonic() + AGAIN
         if self._engine is not None:
             self._engine.refresh()
-            self._wake.wait(min(WATCH, self._engine.step()))
-        elif not queued:
-            time.sleep(WATCH)
-        return bool(self._found) or not self._scanned or self.progress.waiting > 0
+            due = min(due, self._engine.step())
+        self._wake.wait(due)
+        return not all(feed.is_done for feed in self._feeds)
 
-    def _take_note(self, waiting: int) -> None:
-        done = max(0, self.progress.queued - waiting)
-        if done != self.progress.done or not waiting:
-            self._moved_at = time.monotonic()
-        self.progress.waiting, self.progress.done = waiting, done
+    def wake(self) -> None:
+        """End the sleep of a step, from a signal handler."""
+        self._wake.set()
 
-    def _budget(self) -> int:
-        """How many events the rate allows to queue now."""
+    def _queue_all(self) -> bool:
+        """Queue for every endpoint what there is room for; True when there may be more at once."""
+        now = time.monotonic()
+        passed, self._ticked = now - self._ticked, now
+        moved = False
+        for feed in self._feeds:
+            feed.waiting = self._table.pending(self.backfill, feed.id)
+            if self._wanted.rate is not None:
+                feed.tokens += passed * self._wanted.rate
+            room = self._room(feed)
+            if room > 0:
+                moved |= self._queue(feed, room)
+            if feed.scanned and not feed.refs and not feed.waiting:
+                self._settle_others(feed)
+            self._take_note(feed, now)
+        return moved
+
+    def _room(self, feed: _Feed) -> int:
+        """How many events may be queued now."""
         if self._wanted.rate is None:
-            return PAGE
-        passed = time.monotonic() - self._began
-        allowed = passed * self._wanted.rate * len(self._wanted.endpoints)
-        return min(PAGE, int(allowed - self.progress.queued))
+            return PAGE if feed.waiting <= WINDOW - PAGE else 0
+        # What was not sent in a second is not caught up with later.
+        second = max(1.0, self._wanted.rate)
+        feed.tokens = min(feed.tokens, second)
+        if feed.tokens < self._wanted.rate * WATCH:
+            return 0  # rather a few at once: every transaction wears out the flash memory
+        return int(min(feed.tokens, PAGE, max(0.0, second - feed.waiting)))
 
-    def _queue(self, limit: int) -> int:
-        """Put up to limit events into the outbox; returns how many deliveries that made."""
-        if not self._found and not self._scanned:
-            since, until = self.backfill.since, self.backfill.until
-            page = self._source.between(since, until, self._scan_from, SCAN_REFS)
-            self._found.extend(page.refs)
-            self._scan_from, self._scanned = page.scanned_to, page.scanned_to is None
-        refs = [self._found.popleft() for _ in range(min(limit, len(self._found)))]
-        strip = int(Strip.REQUESTED if self._wanted.strip else Strip.NOTHING)
-        queued = 0
-        for endpoint in self._wanted.endpoints:
-            if refs:
-                queued += self._table.enqueue(
-                    self.backfill, self._ids[endpoint.name], self._config.source.name, refs,
-                    strip=strip, resend=self._wanted.resend,
-                )  # fmt: skip
-        self.progress.queued += queued
-        return queued
+    def _queue(self, feed: _Feed, room: int) -> bool:
+        """Queue at most room events; True when there may be more at once."""
+        if not feed.refs and not feed.scanned:
+            self._read(feed)
+        refs = [feed.refs[place] for place in range(min(PAGE, len(feed.refs)))]
+        if not refs:
+            return not feed.scanned
+        found = self._table.enqueue(
+            self.backfill, feed.id, feed.generation, refs,
+            room=room, strip=int(self._wanted.strip), resend=self._wanted.resend,
+        )  # fmt: skip
+        for _ in range(found.looked_at):
+            feed.refs.popleft()
+        feed.seen += found.looked_at
+        feed.queued += found.queued
+        feed.waiting += found.queued
+        feed.tokens -= found.queued
+        feed.awaited.extend(one.row_id for one in found.others if one.state == PENDING)
+        feed.others.update(one.state for one in found.others if one.state != PENDING)
+        return True
+
+    def _read(self, feed: _Feed) -> None:
+        """Read the next page of the range. Raises SourceError, OutboxError."""
+        if self._engine is not None:
+            self._engine.take_nothing_in()
+        # Before the page: rows of a source that is wiped in between are not taken for its new ones.
+        generation = self._table.generation(self._config.source.name)
+        if generation is None:
+            raise OutboxError("the process that delivers has not seen the event database yet")
+        if generation != feed.generation:
+            feed.generation, feed.after = generation, None
+        since, until = self.backfill.since, self.backfill.until
+        page = self._source.between(since, until, feed.after, SCAN_REFS)
+        feed.refs.extend(page.refs)
+        feed.after, feed.scanned = page.scanned_to, page.scanned_to is None
+
+    def _settle_others(self, feed: _Feed) -> None:
+        """Count those that others had queued, as far as they have come to their end."""
+        while feed.awaited:
+            state = self._table.state(feed.awaited[-1])
+            if state == PENDING:
+                return
+            feed.awaited.pop()
+            feed.others[state] += 1
+            feed.settled += 1
+
+    def _take_note(self, feed: _Feed, now: float) -> None:
+        ended = self._table.ended(feed.id)
+        if ended != feed.ended or not (feed.waiting or feed.awaited):
+            feed.ended, feed.moved_at = ended, now
+
+    def progress(self) -> Progress:
+        """Where it stands. Raises OutboxError."""
+        found = Progress(trouble=self._why())
+        for feed in self._feeds:
+            share = self._plan.shares[feed.endpoint.name]
+            found.total += max(share.to_send, feed.queued)
+            found.done += feed.done
+            found.waiting += feed.waiting
+            found.failed += self._table.failed(self.backfill, feed.id)
+            found.bytes += feed.done * share.bytes_each
+        return found
+
+    def _why(self) -> Optional[str]:
+        if self._trouble is not None:
+            return self._trouble
+        if self._engine is not None and (self._engine.source_error or self._engine.outbox_error):
+            return self._engine.source_error or self._engine.outbox_error
+        for feed in self._feeds:
+            error = None if feed.is_done else self._table.error(feed.id)
+            if error is not None:
+                return f"{feed.endpoint.name}: {error}"
+        return None
 
     def is_stuck(self) -> bool:
-        """Has nothing been delivered for so long that another time is better?"""
-        return self.progress.waiting > 0 and time.monotonic() - self._moved_at > PATIENCE
+        """Has nothing moved for so long that another time is better?"""
+        now = time.monotonic()
+        return all(feed.is_done or now - feed.moved_at > PATIENCE for feed in self._feeds)
 
-    def close(self) -> None:
-        """Finish what is in flight and leave the rest for the next time."""
-        self._hand_over()
-        self._table.close()
-        self._source.close()
-        self._wake.close()
+    # The end
 
-    def finish(self) -> Counter[int]:
-        """The states of all events of the range, over all endpoints, once nothing is pending."""
-        states: Counter[int] = Counter()
-        for keys in scan(self._source, self.backfill.since, self.backfill.until):
-            for endpoint in self._wanted.endpoints:
-                known = self._table.states(self._ids[endpoint.name], keys)
-                states.update(known.get(key, PENDING) for key in keys)
-        if not states[PENDING]:
-            self._table.finish(self.backfill)
+    def end(self) -> Dict[str, Counter[int]]:
+        """Finish what is in flight, leave the rest for the next time, and close everything.
+
+        Returns endpoint -> state -> how many events of the range. Raises OutboxError.
+        """
+        try:
+            self._hand_over()
+            states = {feed.endpoint.name: self._states(feed) for feed in self._feeds}
+            if not any(found[PENDING] for found in states.values()):
+                self._table.finish(self.backfill)
+            return states
+        finally:
+            self._table.close()
+            self._source.close()
+            self._wake.close()
+
+    def _states(self, feed: _Feed) -> Counter[int]:
+        self._settle_others(feed)
+        states = self._table.states(self.backfill, feed.id) + feed.others
+        states[PENDING] += len(feed.awaited)
+        # Of what was planned, the rest is not queued yet, or was deleted before it could be.
+        rest = max(0, self._plan.events - feed.seen)
+        states[LOST if feed.scanned and not feed.refs else PENDING] += rest
         return states
 
 
-def exit_code(states: Counter[int]) -> int:
+def exit_code(states: Dict[str, Counter[int]]) -> int:
     """0 all delivered, 75 something is still pending, 1 something is dead or lost."""
-    if states[PENDING]:
+    total: Counter[int] = sum(states.values(), Counter())
+    if total[PENDING]:
         return agent.TEMPORARY
-    return agent.PROBLEM if states[DEAD] + states[LOST] + states[DISCARDED] else agent.OK
+    return agent.PROBLEM if total[DEAD] + total[LOST] + total[DISCARDED] else agent.OK

@@ -1,26 +1,22 @@
-"""`se3-uploader backfill`: its words, its plan, its progress and its summary."""
+"""`se3-uploader backfill`: its words, its plan and its summary."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
+import signal
 import time
 from collections import Counter
-from contextlib import contextmanager
 from datetime import datetime, timezone
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
-from . import backfill, config, log, times
+from . import backfill, backfill_progress, config, log, times
+from .backfill_plan import Plan, Wanted, plan
 from .outbox import PENDING, STATES
 from .outbox.backfills import Backfills
+from .payload import Strip
 from .source import open_source
 from .units import format_duration, format_size
-
-LINE_EVERY = 10.0
-"""Seconds between two lines of progress where there is no terminal."""
-
-Tell = Callable[[backfill.Progress], None]
 
 
 class UsageError(Exception):
@@ -51,27 +47,50 @@ def run(options: argparse.Namespace, loaded: config.Config) -> int:
     found, wanted = _plan(loaded, wanted)
     say = _say_json if options.json else _say
     say(_plan_lines(wanted, found), _plan_json(wanted, found))
-    if options.dry_run or not found.events:
+    if options.dry_run or not (found.events or wanted.begun):
         return 0
     log.setup("warning", loaded.log.format)
     started = backfill.Run(loaded, wanted, found)
-    stuck = interrupted = False
+    interrupted = _stop_signals(started)
+    stuck, why = False, None
     try:
-        with _progress(options.json) as tell:
-            while started.step() and not stuck:
+        with backfill_progress.shown(options.json) as tell:
+            while not (interrupted or stuck) and started.step():
                 tell(started.progress)
                 stuck = started.is_stuck()
-    except KeyboardInterrupt:
-        interrupted = True
-    try:
-        states = started.finish()
+        why = started.progress().trouble
     finally:
-        started.close()
-    say(_summary_lines(states, stuck, interrupted), {"summary": _named(states)})
-    return backfill.exit_code(states)
+        states = started.end()
+    exit_code = backfill.exit_code(states)
+    say(
+        _summary_lines(states, why, bool(interrupted)),
+        {
+            "summary": {
+                "exit_code": exit_code,
+                "interrupted": bool(interrupted),
+                "trouble": why,
+                "endpoints": [{"name": name, **_named(each)} for name, each in states.items()],
+            }
+        },
+    )
+    return exit_code
 
 
-def _wanted(options: argparse.Namespace, loaded: config.Config) -> backfill.Wanted:
+def _stop_signals(started: backfill.Run) -> List[int]:
+    """Note signals to stop, so that what is in flight ends well; the second of a kind kills."""
+    came: List[int] = []
+
+    def on_stop(number: int, _: object) -> None:
+        came.append(number)
+        signal.signal(number, signal.SIG_DFL)
+        started.wake()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, on_stop)
+    return came
+
+
+def _wanted(options: argparse.Namespace, loaded: config.Config) -> Wanted:
     now = time.time()
     since, until = _moment("--since", options.since, now), _moment("--until", options.until, now)
     if since >= until:
@@ -82,96 +101,105 @@ def _wanted(options: argparse.Namespace, loaded: config.Config) -> backfill.Want
     if options.rate is not None and not 0 < options.rate < float("inf"):
         raise UsageError("--rate must be a number of events per second above 0")
     known = {endpoint.name: endpoint for endpoint in loaded.history_event.endpoints}
-    names = options.endpoint or list(known)
+    names = list(dict.fromkeys(options.endpoint or known))
     for name in names:
         if name not in known:
             raise UsageError(f"there is no endpoint {name}; known are: {', '.join(known)}")
-    words = [options.since, options.until, *sorted(set(names)), options.resend, options.pictures]
-    return backfill.Wanted(
+    words = [options.since, options.until, *sorted(names), options.resend, options.pictures]
+    return Wanted(
         since=since,
         until=until,
-        endpoints=tuple(known[name] for name in dict.fromkeys(names)),
+        endpoints=tuple(known[name] for name in names),
         rate=options.rate,
         resend=options.resend,
-        strip=options.pictures == "strip",
+        strip=Strip.REQUESTED if options.pictures == "strip" else Strip.NOTHING,
         words=json.dumps(words),
     )
 
 
 def _moment(option: str, text: str, now: float) -> int:
     try:
-        return times.parse_time(text, now)
+        moment = times.parse_time(text, now)
+        _both(moment)
+    except (OverflowError, OSError):
+        raise UsageError(f"{option} {text} is too far away") from None
     except ValueError as error:
         raise UsageError(f"{option} {text} {error}") from None
+    return moment
 
 
-def _plan(loaded: config.Config, wanted: backfill.Wanted) -> Tuple[backfill.Plan, backfill.Wanted]:
+def _plan(loaded: config.Config, wanted: Wanted) -> Tuple[Plan, Wanted]:
     """Plan with what the outbox knows; an interrupted backfill keeps the range it began with."""
     source = open_source(loaded.source)
     table: Optional[Backfills] = None
     try:
         table = Backfills.reading(loaded.outbox.path)
-        begun = table.find(wanted.words) if table is not None else None
-        if begun is not None:
-            wanted = backfill.resumed(wanted, begun)
-        return backfill.plan(wanted, source, table), wanted
+        if table is not None:
+            wanted = wanted.resuming(table.find(wanted.words))
+        return plan(loaded, wanted, source, table), wanted
     finally:
         source.close()
         if table is not None:
             table.close()
 
 
-def _plan_lines(wanted: backfill.Wanted, found: backfill.Plan) -> List[str]:
+def _plan_lines(wanted: Wanted, found: Plan) -> List[str]:
     lines = [
         f"from {_both(wanted.since)}",
         f"to   {_both(wanted.until)} (not included)",
     ]
+    if wanted.begun:
+        lines.append("The same command was interrupted: it goes on, with the range it had then.")
     if not found.events:
         return [*lines, "The event database holds no events of that time: nothing to do."]
-    for endpoint in wanted.endpoints:
-        known = found.known[endpoint.name]
-        there = ", ".join(f"{known[n]} {name}" for n, name in enumerate(STATES) if known[n])
-        send = found.to_send(endpoint.name, wanted.resend)
-        size = format_size(int(send * found.bytes_each))
-        lines.append(
-            f"{endpoint.name}: {found.events} events in the database"
-            + (f", of which the outbox knows: {there}" if there else "")
-            + f"; to send: {send}, about {size}"
+    for name, share in found.shares.items():
+        there = ", ".join(
+            f"{share.known[n]} {state}" for n, state in enumerate(STATES) if share.known[n]
         )
-    seconds = found.seconds(wanted)
+        lines.append(
+            f"{name}: {found.events} events in the database"
+            + (f", of which the outbox knows: {there}" if there else "")
+            + f"; to send: {share.to_send}, about {format_size(share.bytes)}"
+        )
+    seconds = found.seconds(wanted.rate)
     if seconds is not None:
-        lines.append(f"at {wanted.rate:g} a second that takes {format_duration(int(seconds))}")
+        lines.append(f"at {wanted.rate:g} a second that takes {format_duration(seconds)}")
     return lines
 
 
-def _plan_json(wanted: backfill.Wanted, found: backfill.Plan) -> Dict[str, Any]:
+def _plan_json(wanted: Wanted, found: Plan) -> Dict[str, Any]:
     return {
         "plan": {
             "since": _local(wanted.since),
             "until": _local(wanted.until),
+            "resumed": wanted.begun is not None,
             "events": found.events,
             "endpoints": [
                 {
-                    "name": endpoint.name,
-                    "known": _named(found.known[endpoint.name]),
-                    "to_send": found.to_send(endpoint.name, wanted.resend),
-                    "bytes": int(found.to_send(endpoint.name, wanted.resend) * found.bytes_each),
+                    "name": name,
+                    "known": _named(share.known),
+                    "to_send": share.to_send,
+                    "bytes": share.bytes,
                 }
-                for endpoint in wanted.endpoints
+                for name, share in found.shares.items()
             ],
-            "seconds": found.seconds(wanted),
+            "seconds": found.seconds(wanted.rate),
         }
     }
 
 
-def _summary_lines(states: Counter[int], stuck: bool, interrupted: bool) -> List[str]:
-    said = ", ".join(f"{number} {name}" for name, number in _named(states).items() if number)
-    lines = [f"of the range: {said or 'nothing'}"]
-    if states[PENDING] and (stuck or interrupted):
-        why = "Interrupted" if interrupted else "The platform took nothing for a minute"
+def _summary_lines(
+    states: Dict[str, Counter[int]], why: Optional[str], interrupted: bool
+) -> List[str]:
+    lines = []
+    for name, found in states.items():
+        said = ", ".join(f"{number} {state}" for state, number in _named(found).items() if number)
+        lines.append(f"{name}: of the range {said or 'nothing'}")
+    if any(found[PENDING] for found in states.values()):
+        reason = "interrupted" if interrupted else why or "nothing moved for too long"
         lines.append(
-            f"{why}. Nothing is lost: the same command goes on where this one stopped, and a"
-            " running daemon delivers what is queued."
+            f"Not all is delivered: {reason}. Nothing is lost: the same command goes on where this"
+            " one stopped, and a running daemon delivers what is queued."
         )
     return lines
 
@@ -195,60 +223,3 @@ def _say(lines: List[str], _: Dict[str, Any]) -> None:
 
 def _say_json(_: List[str], found: Dict[str, Any]) -> None:
     print(json.dumps(found, ensure_ascii=False), flush=True)
-
-
-@contextmanager
-def _progress(as_json: bool) -> Iterator[Tell]:
-    """A bar on a terminal, a line every ten seconds elsewhere."""
-    if sys.stdout.isatty() and not as_json:
-        with _bar() as tell:
-            yield tell
-        return
-    began = told = time.monotonic()
-
-    def tell_line(progress: backfill.Progress) -> None:
-        nonlocal told
-        now = time.monotonic()
-        if now - told < LINE_EVERY:
-            return
-        told = now
-        rate = progress.done / (now - began)
-        figures = {
-            "done": progress.done, "total": progress.total, "waiting": progress.waiting,
-            "per_second": round(rate, 1),
-        }  # fmt: skip
-        text = (
-            f"{progress.done} of {progress.total} done, {progress.waiting} queued,"
-            f" {rate:.1f} a second"
-        )
-        (_say_json if as_json else _say)([text], {"progress": figures})
-
-    yield tell_line
-
-
-@contextmanager
-def _bar() -> Iterator[Tell]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}/s"),
-        TimeRemainingColumn(), TextColumn("{task.fields[queued]} queued"),
-    )  # fmt: skip
-    began = time.monotonic()
-    with Progress(*columns) as bar:
-        task = bar.add_task("backfill", total=None, rate="-", queued=0)
-
-        def tell(progress: backfill.Progress) -> None:
-            rate = progress.done / max(0.001, time.monotonic() - began)
-            bar.update(
-                task, total=progress.total, completed=progress.done, rate=f"{rate:.0f}",
-                queued=progress.waiting,
-            )  # fmt: skip
-
-        yield tell
