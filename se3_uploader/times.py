@@ -13,9 +13,10 @@ RELATIVE = re.compile(r"-[0-9.]+ ?[A-Za-z]*")
 _MOMENT = re.compile(
     r"(?P<date>\d{4}-\d\d-\d\d)"
     r"(?:[T ](?P<time>\d\d:\d\d(?::\d\d)?)(?:[.,](?P<fraction>\d{1,6})\d*)?"
-    r" ?(?P<zone>Z|[+-]\d\d(?::?\d\d)?)?)?"
+    r" ?(?P<zone>Z|[+-]\d\d(?::?\d\d)?)?)?",
+    re.ASCII,
 )
-_EPOCH_MS = re.compile(r"\d{12,15}")
+_EPOCH_MS = re.compile(r"[0-9]{12,15}")
 """Since 1973: fewer digits are seconds, or a date without its dashes."""
 
 

@@ -163,7 +163,7 @@ def _recent(database: peewee.SqliteDatabase, endpoint_id: int, since: float) -> 
         endpoint_id,
     )
     if front:
-        more, _ = _recent_below(database, endpoint_id, since, min(below, front[0][0] + _PAGE))
+        more, _ = _recent_below(database, endpoint_id, since, min(below, front[0][0] + _PAGE // 2))
         count += more
     return count
 
