@@ -10,7 +10,7 @@ from . import log, payload, policy
 from .config import Config
 from .intake import Fetched, Intake
 from .outbox import DEAD, DELIVERED, LOST, REPORTS, EndpointState, Entry, OutboxError
-from .queue import READY, Flight, Queue
+from .queue import BUILT, Flight, Queue
 from .recorder import Recorder
 from .sink import Delivery
 from .source import Row, SourceError
@@ -58,7 +58,8 @@ class Courier:
         self._wake()
 
     def deliver(self, queue: Queue) -> bool:
-        """Send what the endpoint may have in flight; True when something was sent."""
+        """Send what the endpoint may have in flight, and build a little ahead; True when anything
+        was done."""
         now, sent = self._monotonic(), False
         while queue.slots(now) and not self._recorder.is_full:
             if not queue.ready and not self._prepare(queue, now):
@@ -71,6 +72,8 @@ class Courier:
             self._flying[ticket] = queue
             queue.sink.submit(Delivery(ticket, self._idempotency_key(entry), body))
             sent = True
+        if queue.well and queue.flights and queue.has_room_for_payloads():
+            return self._prepare(queue, now) or sent
         return sent
 
     def _idempotency_key(self, entry: Entry) -> str:
@@ -82,7 +85,7 @@ class Courier:
 
     def _prepare(self, queue: Queue, now: float) -> bool:
         """Build the next payloads; False when there is nothing that can be built now."""
-        limit = READY if queue.well else 1
+        limit = BUILT if queue.well else 1
         entries: List[Entry] = []
         try:
             entries = queue.next_entries(limit, now)

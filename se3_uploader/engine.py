@@ -64,7 +64,7 @@ class Engine:
         self._clock = clock
         self._random = random
         self._wake = wake
-        self._recorder = Recorder(outbox, clock, self._forget)
+        self._recorder = Recorder(outbox, clock, self._cover, self._forget)
         self._copy_at = 0.0
         self._pruned = 0
         self._drift = clock.wall() - clock.monotonic()
@@ -109,7 +109,7 @@ class Engine:
                 busy |= self._intake.tail(queue)
             busy |= self._courier.deliver(queue)
         if self._recorder.write_is_due(self._courier.in_flight):
-            self._recorder.write()
+            self._recorder.write(everything=False)
         for queue in self.queues:
             busy |= self._copy(queue)
         return 0.0 if busy or self._courier.has_answers else self._next_due()
@@ -125,6 +125,9 @@ class Engine:
             if due is not None and (queue.slots(now) or due > now):
                 dues.append(due)
         return max(0.0, min(dues) - now)
+
+    def _cover(self, until: float) -> Optional[float]:
+        return self._intake.cover(until)
 
     def _forget(self, written: List[Entry]) -> None:
         for queue in self.queues:
@@ -144,8 +147,9 @@ class Engine:
 
         Raises SourceError, OutboxError.
         """
-        self._intake.verify()
         self._intake.enabled = False
+        self._intake.verify()
+        self._recorder.write()
 
     def look_soon(self) -> None:
         """The files of the source were written to: look at it once the commit can be seen."""
@@ -231,6 +235,7 @@ class Engine:
         return (
             self.source_error is None
             and self._recorder.is_clean
+            and not any(queue.seen for queue in self.queues)
             and all(q.is_idle() and q.caught_up for q in self.queues if q.is_events)
         )
 
@@ -249,7 +254,8 @@ class Engine:
 
     def _pending(self) -> int:
         recorded = 0 if self.outbox_error else self._outbox.total("pending")
-        return recorded + self._recorder.unrecorded()
+        entries = (seen.entry for queue in self.queues for seen in queue.seen)
+        return recorded + sum(1 for e in entries if e and e.row_id is None and e.state == PENDING)
 
     def housekeeping(self) -> None:
         """Delete a page of receipts that are old, once the wall clock is known to be right."""

@@ -228,10 +228,23 @@ class Intake:
             queue.begun = True
 
     def verify(self) -> None:
-        """Notice now whether the source was wiped or replaced. Raises SourceError, OutboxError."""
+        """Notice now whether the source was wiped or replaced, and where an endpoint begins.
+
+        Before the first event was taken in, only what backfills recorded can tell. Raises
+        SourceError, OutboxError.
+        """
         for queue in self._queues:
-            page = self._source.look(queue.cursor.position, 1)
-            if not self._is_same_history(queue, page):
+            if not queue.begun:
+                if self._start == "latest":
+                    self._begin_at_newest(queue)
+                self._recorder.move_cursor(queue.id, self.generation, queue.cursor)
+                queue.begun = True
+            cursor = queue.cursor
+            if cursor.position is None:
+                for ref in self._outbox.recent(queue.id, self.generation, 1):
+                    cursor = Cursor(ref.key, ref.fingerprint, None)
+            page = self._source.look(cursor.position, 1)
+            if not (same_history(cursor, page) and self._is_same_history(queue, page)):
                 self._begin_generation(page)
                 return
 

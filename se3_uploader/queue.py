@@ -15,7 +15,10 @@ from .tail import NOWHERE, Lookback
 
 READY_BYTES = 2 * 1024**2
 """Payloads built ahead of sending, so that memory stays flat however long the backlog is."""
-READY = 32
+READY = 64
+BUILT = 16
+"""Payloads built in one go, between two looks at the answers."""
+BUILT_BYTES = 512 * 1024
 FRESH = 256
 """Events seen ahead of sending while the endpoint is well."""
 PROBES = 64
@@ -30,6 +33,16 @@ class Transport(Protocol):
 
     def close(self, timeout: float) -> None:
         """Wait so many seconds for what is in flight, then abort it."""
+
+
+class Seen(NamedTuple):
+    """A place in the source that the cursor may move to once its event is recorded."""
+
+    entry: Optional[Entry]
+    """None: an event that was known already, there is nothing to record."""
+    cursor: Cursor
+    at: float
+    """Monotonic seconds."""
 
 
 class Flight(NamedTuple):
@@ -60,6 +73,8 @@ class Queue:
     recorded: bool = True
     """The outbox may hold pending entries that are not in memory."""
 
+    seen: Deque[Seen] = field(default_factory=deque)
+    """What was read from the source and the recorded cursor does not cover yet, in key order."""
     held: Dict[Tuple[Key, bytes], Entry] = field(default_factory=dict)
     """All entries in memory, also those whose end is not written yet."""
     fresh: Deque[Entry] = field(default_factory=deque)
@@ -118,10 +133,36 @@ class Queue:
             if entry.endpoint_id == self.id and entry.state != PENDING:
                 self.release(entry)
         if self.is_events and not self.well and self.fresh:
+            kept = [entry for entry in self.fresh if entry.row_id is None]
             for entry in self.fresh:
-                self.release(entry)
-            self.fresh.clear()
+                if entry.row_id is not None:
+                    self.release(entry)
+            self.fresh = deque(kept)
             self.recorded = True
+
+    def cover(self, until: float) -> Tuple[List[Entry], Optional[Cursor]]:
+        """How far the recorded cursor may move, and the entries to be recorded along with it.
+
+        It moves over events that have come to an end, over those seen until a monotonic second,
+        and while the endpoint is away over all: what stays uncovered is seen again after a crash.
+        Most events are thus written once, as delivered, and never as pending.
+        """
+        entries, cursor = [], None
+        while self.seen:
+            entry, place, at = self.seen[0]
+            if (
+                entry
+                and entry.state == PENDING
+                and entry.row_id is None
+                and self.well
+                and at > until
+            ):
+                break
+            if entry is not None and entry.row_id is None:
+                entries.append(entry)
+            cursor = place
+            self.seen.popleft()
+        return entries, cursor
 
     def row_ids(self) -> Set[int]:
         """Rows of the outbox that are in memory."""
@@ -134,34 +175,32 @@ class Queue:
     def next_entries(self, limit: int, now: float) -> List[Entry]:
         """Take at most limit entries in the order they are to be sent.
 
-        That is: tried ones, new ones, old ones. Strictly in order old ones come first, and new
-        ones only once there are none. While the endpoint is unwell different events are tried in
-        turn, so that one the platform cannot digest does not stand for all.
+        That is: new ones, old ones, and then a single one that was tried before, so that events
+        the platform cannot digest never stand for all. While the endpoint is unwell other events
+        are tried in turn; after PROBES of them every second probe still is an untried one.
+        Strictly in order old ones come first, and new ones only once there are none.
         """
         taken: List[Entry] = []
-        probing = not self.well and not self.strict
-        if not (probing and len(self.waiting) < PROBES):
-            self._take_due(taken, limit, now)
-        first, second = (self.backlog, self.fresh) if self.strict else (self.fresh, self.backlog)
-        while len(taken) < limit and first:
-            taken.append(first.popleft())
-        if not (self.strict and self.recorded):
-            while len(taken) < limit and second:
-                taken.append(second.popleft())
-        if probing and not self.recorded:
-            self._take_due(taken, limit, now)
+        if not self.well and len(self.waiting) >= PROBES and self.health.round % 2:
+            self._take_due(taken, now)
+        lines = (self.backlog, self.fresh) if self.strict else (self.fresh, self.backlog)
+        for line in lines:
+            while line and len(taken) < max(1, limit - 1):
+                taken.append(line.popleft())
+            if self.strict and self.recorded:
+                break
+        # With nothing untried in memory, what the outbox still holds comes first.
+        if len(taken) < limit and (taken or not self.recorded):
+            self._take_due(taken, now)
         return taken
 
-    def _take_due(self, taken: List[Entry], limit: int, now: float) -> None:
-        if not self.waiting:
-            return
-        later = []
-        for due, entry in self.waiting:
-            if due <= now and len(taken) < limit:
+    def _take_due(self, taken: List[Entry], now: float) -> None:
+        """Take the entry that has been waiting for another attempt for longest, if one is due."""
+        for place, (due, entry) in enumerate(self.waiting):
+            if due <= now:
+                del self.waiting[place]
                 taken.append(entry)
-            else:
-                later.append((due, entry))
-        self.waiting = later
+                return
 
     def put_back(self, entries: List[Entry], due: float) -> None:
         """Entries that were taken and could not be prepared stay in front, from a second on."""
@@ -171,6 +210,10 @@ class Queue:
                 self.not_before = due
         else:
             self.waiting = [(due, entry) for entry in entries] + self.waiting
+
+    def has_room_for_payloads(self) -> bool:
+        """May more payloads be built ahead?"""
+        return len(self.ready) < READY and self.ready_bytes < READY_BYTES
 
     def make_ready(self, entry: Entry, body: bytes, *, front: bool = False) -> None:
         """Line up a payload for sending."""

@@ -40,11 +40,17 @@ class Recorder:
     """Everything that is to be written to the outbox, and whether it can be written."""
 
     def __init__(
-        self, outbox: Outbox, clock: Clock, written: Callable[[List[Entry]], None]
+        self,
+        outbox: Outbox,
+        clock: Clock,
+        cover: Callable[[float], Optional[float]],
+        written: Callable[[List[Entry]], None],
     ) -> None:
-        """written is told of the entries whenever some have been written."""
+        """cover (Intake.cover) is asked before each write for what was seen; written is told of
+        the entries after it."""
         self.outbox = outbox
         self.clock = clock
+        self._cover = cover
         self._written = written
         self.error: Optional[str] = None
         """Why the outbox cannot be written, None when it can."""
@@ -64,7 +70,7 @@ class Recorder:
     def note(self, entry: Entry) -> None:
         """Record an entry, new or changed."""
         self._entries[id(entry)] = entry
-        self._touch()
+        self.touch()
 
     def end(self, entry: Entry, state: int, reason: Optional[str] = None) -> None:
         """Record that an entry came to its end: delivered, dead or lost, and why."""
@@ -77,7 +83,7 @@ class Recorder:
     def keep_body(self, entry: Entry, body: bytes) -> None:
         """Record a copy of an entry's payload."""
         self._bodies[id(entry)] = (entry, body)
-        self._touch()
+        self.touch()
 
     def body(self, entry: Entry) -> Optional[bytes]:
         """The copy of a payload, written or not; None where there is none. Raises OutboxError."""
@@ -88,14 +94,15 @@ class Recorder:
     def move_cursor(self, endpoint_id: int, generation_id: int, cursor: Cursor) -> None:
         """Record how far an endpoint has come."""
         self._changes.cursors[(endpoint_id, generation_id)] = cursor
-        self._touch()
+        self.touch()
 
     def set_state(self, endpoint_id: int, state: EndpointState) -> None:
         """Record how an endpoint fares."""
         self._changes.endpoints[endpoint_id] = state
-        self._touch()
+        self.touch()
 
-    def _touch(self) -> None:
+    def touch(self) -> None:
+        """Something is to be written before long."""
         if self._changed_at is None:
             self._changed_at = self.clock.monotonic()
 
@@ -108,10 +115,6 @@ class Recorder:
     def is_clean(self) -> bool:
         """Is everything written?"""
         return not self._entries
-
-    def unrecorded(self) -> int:
-        """How many entries the outbox has never seen."""
-        return sum(1 for entry in self._entries.values() if entry.row_id is None)
 
     def due(self) -> Optional[float]:
         """When to write (monotonic seconds), None: there is nothing to write."""
@@ -131,13 +134,19 @@ class Recorder:
             return True
         return now >= due or len(self._entries) >= 4 * FRESH
 
-    def write(self) -> None:
-        """Write all changes in one transaction; after a failure they wait for the next attempt."""
+    def write(self, *, everything: bool = True) -> None:
+        """Write all changes in one transaction; after a failure they wait for the next attempt.
+
+        Not everything: new events that are still on their way wait, up to REFERENCE_WAIT, to be
+        written together with their receipt.
+        """
+        until = float("inf") if everything else self.clock.monotonic() - REFERENCE_WAIT
+        waiting_since = self._cover(until)
         changes = self._changes
         changes.entries = list(self._entries.values())
         changes.copies = list(self._bodies.values())
         if not changes and self.error is None:
-            self._changed_at = None
+            self._changed_at = waiting_since
             return
         try:
             self.outbox.write(changes)
@@ -148,12 +157,13 @@ class Recorder:
             log.info("the outbox can be written again")
             self.error = None
         self.reset()
+        self._changed_at = waiting_since
         self._written(changes.entries)
 
     def failed(self, error: OutboxError) -> None:
         """Take note that the outbox failed; damage is for the engine to deal with."""
         self._write_at = self.clock.monotonic() + WRITE_AGAIN
-        self._touch()
+        self.touch()
         if isinstance(error, OutboxDamaged):
             self.damaged = error
         if self.error is None:

@@ -182,6 +182,27 @@ class Outbox:
             found.update(key for key, fingerprint in rows if part[key] == fingerprint)
         return found
 
+    def clashes(self, endpoint_id: int, generation_id: int, refs: Sequence[Ref]) -> bool:
+        """Does one of these keys belong to another event of the same generation?"""
+        found = self._fingerprints(endpoint_id, refs, f"generation_id = {generation_id:d}")
+        return any(found.get(ref.key, ref.fingerprint) != ref.fingerprint for ref in refs)
+
+    def _fingerprints(
+        self, endpoint_id: int, refs: Sequence[Ref], condition: str
+    ) -> Dict[Key, bytes]:
+        found: Dict[Key, bytes] = {}
+        for start in range(0, len(refs), 500):
+            keys = [ref.key for ref in refs[start : start + 500]]
+            marks = ",".join("?" * len(keys))
+            found.update(
+                self._read(
+                    "SELECT key, fingerprint FROM delivery"
+                    f" WHERE endpoint_id = ? AND key IN ({marks}) AND {condition}",
+                    endpoint_id, *keys,
+                )
+            )  # fmt: skip
+        return found
+
     def recent(self, endpoint_id: int, generation_id: int, limit: int) -> List[Ref]:
         """The references recorded last, newest first."""
         rows = self._read(
@@ -299,10 +320,7 @@ class Outbox:
                 return 0
             # A backfill recorded the same event meanwhile, perhaps with a copy.
             entry.copied = True
-            new_ids[id(entry)] = self._one(
-                "SELECT id FROM delivery WHERE endpoint_id = ? AND key = ? AND generation_id = ?",
-                entry.endpoint_id, entry.key, entry.generation_id,
-            )  # fmt: skip
+            new_ids[id(entry)] = self._adopt(entry, tally)
         row_id = new_ids.get(id(entry), entry.row_id)
         values: Tuple[object, ...] = (row_id,)
         if entry.generation_id == REPORTS and entry.state == DELIVERED:
@@ -326,6 +344,19 @@ class Outbox:
         if entry.state in (PENDING, DEAD):
             return 0
         return self._drop_copy(row_id) if entry.copied else 0
+
+    def _adopt(self, entry: Entry, tally: _Tally) -> int:
+        """The row an event has already; one that was lost and has come back is open again."""
+        row_id, state = self._read(
+            "SELECT id, state FROM delivery"
+            " WHERE endpoint_id = ? AND key = ? AND generation_id = ?",
+            entry.endpoint_id, entry.key, entry.generation_id,
+        )[0]  # fmt: skip
+        if state == LOST:
+            self._database.execute_sql("UPDATE delivery SET state = 0 WHERE id = ?", (row_id,))
+            tally.add(LOST, -1)
+            tally.add(PENDING, 1)
+        return int(row_id)
 
     def revive(self, row_ids: Sequence[int]) -> int:
         """Make dead letters pending again under their old idempotency keys; returns how many."""
