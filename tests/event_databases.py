@@ -100,7 +100,7 @@ class SqlEvents(EventDatabase):
 
     def create(self, types: Optional[Mapping[str, Mapping[str, str]]] = None) -> None:
         columns = {**COLUMNS, **(types or {})}
-        described = (f"{name} {t.get(self.engine, t[''])}" for name, t in columns.items())
+        described = (f"{name} {t.get(self.engine) or t['']}" for name, t in columns.items())
         self.run("DROP TABLE IF EXISTS event")
         self.run(f"CREATE TABLE event ({', '.join(described)})")
 

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, ContextManager, Dict, Iterator, List, Optional
 
+import psutil
+
 
 class Missing(Exception):
     """The server is not installed here."""
@@ -68,6 +70,20 @@ class Server:
             self._process.send_signal(self.crash)
             self._process.wait()
             self._process = None
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Hold all its processes still: connections stay up, and nothing answers."""
+        assert self._process is not None
+        main = psutil.Process(self._process.pid)
+        processes = [main, *main.children(recursive=True)]
+        for process in processes:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in processes:
+                process.resume()
 
     def _accepts(self) -> None:
         socket.create_connection(("127.0.0.1", self.port), 1).close()

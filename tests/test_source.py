@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
@@ -353,6 +354,16 @@ def test_problems(database: EventDatabase) -> None:
     assert any("index" in problem for problem in said["index"])
 
 
+def test_a_key_that_is_not_exact(database: EventDatabase) -> None:
+    """A single-precision key does not find its own row again, which check says."""
+    if database.engine not in ("mysql", "postgresql"):
+        pytest.skip("has no single-precision numbers")
+    database.create({"id": {"mysql": "FLOAT", "postgresql": "REAL"}})
+    database.add([event(1, id=1.1)])
+    with closing(open_source(database.source())) as source:
+        assert "FLOAT" in source.problems()[0]
+
+
 def test_a_position_made_with_another_key(database: EventDatabase, source: Source) -> None:
     """When key or id were changed, the old position is refused with advice."""
     database.add([event(1)])
@@ -393,6 +404,24 @@ def test_a_server_that_restarts(
     finally:
         server.start()
     assert [ref.key for ref in first + source.look(5, 5).refs] == list(range(1, 11))
+
+
+@pytest.mark.slow
+def test_a_server_that_hangs(
+    server: Optional[Server], database: EventDatabase, source: Source
+) -> None:
+    """A server that accepts and says nothing holds the engine up for no more than 15 seconds."""
+    if server is None:
+        pytest.skip("SQLite has no server")
+    database.add([event(1)])
+    assert source.newest() == 1
+    with server.frozen():
+        for _ in ("on the open connection", "on a new one"):
+            began = time.monotonic()
+            with pytest.raises(SourceError):
+                source.newest()
+            assert time.monotonic() - began < 15
+    assert source.newest() == 1
 
 
 def test_wrong_password(database: EventDatabase) -> None:

@@ -143,6 +143,6 @@ def test_what_mongodb_cannot_do(database: MongoEvents) -> None:
     """A SELECT is refused with a reason, and so is a url without a database."""
     with pytest.raises(SourceError, match="SQL"):
         open_source(database.source(query="SELECT 1", table=None))
-    source = open_source(database.source(url=database.url.rpartition("/")[0]))
-    with pytest.raises(SourceError, match="database"):
+    nameless = database.source(url=database.url.rpartition("/")[0])
+    with closing(open_source(nameless)) as source, pytest.raises(SourceError, match="database"):
         source.newest()

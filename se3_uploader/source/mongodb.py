@@ -56,7 +56,7 @@ class MongoSource:
             newest = self._find(events, {}, (), 1, pymongo.DESCENDING)
             found = self._find(events, self._after(after), paths, limit)
         refs = [self._make.ref(*self._read(document)) for document in found]
-        moments = [self._make.moment(document) for document in found]
+        moments = [self._make.moment(d) for d in found] if self._settle.seconds else []
         settled = self._settle.settled([ref.key for ref in refs], moments)
         at = self._make.ref(*self._read(here[0])) if here else None
         return Look(at, self._read(newest[0])[0] if newest else None, refs[:settled])
@@ -174,6 +174,7 @@ class MongoSource:
                     connectTimeoutMS=_TIMEOUT_MS,
                     socketTimeoutMS=2 * _TIMEOUT_MS,
                     maxPoolSize=1,
+                    retryReads=False,  # the engine asks again by itself
                     readConcernLevel="local",
                     tz_aware=True,
                     unicode_decode_error_handler="replace",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Callable, ClassVar, Dict
+from select import select
+from time import monotonic
+from typing import Any, Callable, ClassVar
 
 import peewee
 import psycopg2
 from psycopg2 import extensions
 
 from .. import config
-from .server import CONNECT_TIMEOUT, STATEMENT_TIMEOUT, arguments_of
+from .server import STATEMENT_TIMEOUT, arguments_of
 from .sql import SqlSource, Statement
 
 _BYTEA, _TEXT, _JSON, _BPCHAR, _VARCHAR, _JSONB = 17, 25, 114, 1042, 1043, 3802
@@ -45,14 +47,7 @@ class PostgresqlSource(SqlSource):
     }
 
     def _connect(self) -> peewee.Database:
-        arguments: Dict[str, Any] = {
-            "connect_timeout": CONNECT_TIMEOUT,
-            "keepalives_idle": STATEMENT_TIMEOUT,
-            "keepalives_interval": 1,
-            "keepalives_count": STATEMENT_TIMEOUT,
-            "tcp_user_timeout": 2 * STATEMENT_TIMEOUT * 1000,
-        }
-        database = peewee.PostgresqlDatabase(**{**arguments, **arguments_of(self._source.url)})
+        database = peewee.PostgresqlDatabase(**arguments_of(self._source.url))
         database.connect()
         self._database = database
         connection = database.connection()
@@ -74,6 +69,26 @@ class PostgresqlSource(SqlSource):
             plan = database.execute_sql("EXPLAIN " + statement.sql, statement.parameters).fetchall()
             database.execute_sql("ROLLBACK")
         return any("Sort  (" in step and "Incremental" not in step for (step,) in plan)
+
+
+def _wait(connection: Any) -> None:
+    """Wait for the server, but not for ever: a statement_timeout is of no use if it has died.
+
+    Raises OperationalError, upon which psycopg2 closes the connection.
+    """
+    deadline = monotonic() + 2 * STATEMENT_TIMEOUT
+    while True:
+        state = connection.poll()
+        if state == extensions.POLL_OK:
+            return
+        reading, writing = (
+            ([connection], []) if state == extensions.POLL_READ else ([], [connection])
+        )
+        if not any(select(reading, writing, [], max(0, deadline - monotonic()))):
+            raise psycopg2.OperationalError("the server gives no answer")
+
+
+extensions.set_wait_callback(_wait)
 
 
 Reader = Callable[[Any, Any], Any]

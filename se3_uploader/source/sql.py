@@ -209,6 +209,13 @@ class SqlSource(ABC):
             newest, _ = self._fetch(database, self._select([], self._after(None), 1000, "DESC"))
             if len(set(newest)) < len(newest):
                 found.append(f"{ordering}: rows share a value, and all but one of them are skipped")
+            if (
+                newest
+                and not self._fetch(database, self._select([], self._at(encode(newest[0])), 1))[0]
+            ):
+                found.append(
+                    f"{ordering}: its values cannot be told exactly (a FLOAT?), use another"
+                )
             place = encode(newest[-1]) if newest else None
             if self._scans(database, self._select([], self._after(place), 100)):
                 found.append(f"{ordering}: has no index, so that every look reads the whole table")
