@@ -5,7 +5,7 @@
     with Server() as platform:
         config = site.configure(platform.url)   # uploader.yaml, written and loaded
         with Uploader(config) as uploader:      # the real engine, sinks and outbox
-            uploader.run(uploader.engine.is_idle)
+            uploader.run()                      # until all is delivered
     assert numbers(platform) == [1, 2, 3]
 
 An event's number is its identity_id, so that it is known wherever it shows up.
@@ -129,11 +129,15 @@ class Site:
             "history_event": {"endpoints": endpoints},
             "outbox": {"path": str(self.outbox), "min_free_disk": 0},
         }
-        for name, keys in sections.items():
-            document[name] = {**document.get(name, {}), **keys}
+        for name, section in sections.items():
+            document[name] = {**document.get(name, {}), **section}
         path = self.folder / "uploader.yaml"
         path.write_text(yaml.safe_dump(document, allow_unicode=True), "utf-8")
         return configuration.load(str(path))
+
+    def uploader(self, *platforms: Server, **sections: Any) -> Uploader:
+        """An uploader of this site's events to these platforms, configured as configure does."""
+        return Uploader(self.configure(*(each.url for each in platforms), **sections))
 
     def account(self, endpoint: str = "p0") -> Dict[str, int]:
         """The sums of an endpoint's account over all generations, read from outside."""
@@ -249,7 +253,7 @@ class Uploader:
     def run_for(self, seconds: float) -> None:
         """Work for so many seconds of the engine's time."""
         end = self.now + seconds
-        self.run(lambda: self.now >= end)
+        self.run(lambda: self.now >= end, within=2 * seconds)
 
     def crash(self) -> None:
         """End without writing anything more, as a power cut does."""
