@@ -323,7 +323,7 @@ def test_a_query(database: EventDatabase) -> None:
     query = (
         "SELECT e.id AS number, e.timestamp, e.score, e.identity_id, p.name AS identity_name,"
         " '100%' AS share FROM event e JOIN person p ON p.pid = e.identity_id"
-        " WHERE p.name LIKE 'name%';"
+        " WHERE p.name LIKE 'name%' -- all of them"
     )
     config = database.source(query=query, table=None, key="number")
     with closing(open_source(config)) as source:

@@ -12,7 +12,8 @@ from pymysql.converters import conversions, convert_datetime
 
 from .. import config
 from .server import CONNECT_TIMEOUT, STATEMENT_TIMEOUT, arguments_of
-from .sql import SqlSource, Statement
+from .sql import SqlSource
+from .statements import Statement
 
 
 def make(source: config.Source) -> MysqlSource:

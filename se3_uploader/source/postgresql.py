@@ -13,7 +13,8 @@ from psycopg2 import extensions
 
 from .. import config
 from .server import STATEMENT_TIMEOUT, arguments_of
-from .sql import SqlSource, Statement
+from .sql import SqlSource
+from .statements import Statement
 
 _BYTEA, _TEXT, _JSON, _BPCHAR, _VARCHAR, _JSONB = 17, 25, 114, 1042, 1043, 3802
 _DATE, _TIMESTAMP, _TIMESTAMPTZ = 1082, 1114, 1184

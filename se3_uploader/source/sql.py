@@ -15,51 +15,22 @@ from typing import (
     Iterator,
     List,
     Mapping,
-    NamedTuple,
     Optional,
     Sequence,
     Tuple,
     Type,
 )
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import peewee
 
 from .. import config
 from . import Key, Keys, Look, Row, Rows, Slice, SourceError
 from .keys import decode, encode
-from .pictures import MAX_BYTES, TOO_LARGE
+from .pictures import TOO_LARGE
 from .rows import MAX_SUB_DEVICES, RowMaker, size_of
 from .settle import Settle
-
-Values = Tuple[Any, ...]
-
-
-class Statement(NamedTuple):
-    """SQL and its parameters."""
-
-    sql: str
-    parameters: Values = ()
-
-
-class Condition(NamedTuple):
-    """What stands after WHERE, and its parameters."""
-
-    sql: str
-    parameters: Values
-
-
-class Whole(NamedTuple):
-    """How to read a whole row whose place is given."""
-
-    names: List[str]
-    long: List[str]
-    """Those of the columns that can be too long."""
-    plain: str
-    short: str
-    """Finds the row only where no value is too long."""
-    guarded: str
-    """Leaves out what is too long; after the columns, 1 for each of the long that was left out."""
+from .statements import Statement, Statements, Values, Whole
 
 
 class SqlSource(ABC):
@@ -94,8 +65,7 @@ class SqlSource(ABC):
         self._database: Optional[peewee.Database] = None
         columns = self._make.columns
         self._key = [source.key] if columns.id is None else [source.key, columns.id]
-        self._from = self._relation()
-        self._here = " AND ".join(f"{self._column(name)} = {self._parameter}" for name in self._key)
+        self._sql = Statements(source, self._key, self._quote, self._parameter)
 
     # Each engine's own
 
@@ -115,9 +85,9 @@ class SqlSource(ABC):
             names = self._existing(database, self._make.columns.identity)
             here: List[Values] = []
             if after is not None:
-                here, _ = self._fetch(database, self._select(names, self._at(after), 1))
+                here, _ = self._fetch(database, self._sql.select(names, self._sql.at(after), 1))
             newest = self._newest(database)
-            found, _ = self._fetch(database, self._select(names, self._after(after), limit))
+            found, _ = self._fetch(database, self._sql.select(names, self._sql.after(after), limit))
         refs, moments = [], []
         for key, values in self._read(found, names):
             refs.append(self._make.ref(key, values))
@@ -152,11 +122,8 @@ class SqlSource(ABC):
 
     def count(self, after: Optional[Key], limit: int) -> int:
         """Count the rows after a position, up to limit."""
-        condition, parameters = self._after(after)
-        some = f"SELECT 1 FROM {self._from} WHERE {condition} LIMIT {limit:d}"
         with self._session() as database:
-            sql = f"SELECT COUNT(*) FROM ({some}) AS counted"
-            ((number,),), _ = self._fetch(database, Statement(sql, parameters))
+            ((number,),), _ = self._fetch(database, self._sql.count(self._sql.after(after), limit))
         return int(number)
 
     def between(self, since: int, until: int, after: Optional[Key], limit: int) -> Slice:
@@ -174,13 +141,13 @@ class SqlSource(ABC):
         """Take the newest timestamp of each device among the newest limit rows."""
         with self._session() as database:
             names = self._existing(database, self._make.columns.identity)
-            newest = self._select(names, self._after(None), limit, "DESC")
+            newest = self._sql.select(names, self._sql.after(None), limit, "DESC")
             rows, _ = self._fetch(database, newest)
         return self._make.last_seen(values for _, values in self._read(rows, names))
 
     def sub_devices(self, table: str) -> List[Mapping[str, Any]]:
         """Read the first rows of a table of capture devices."""
-        relation = f"{self._quoted(table)} AS q"
+        relation = f"{self._sql.quoted(table)} AS q"
         with self._session() as database:
             names = list(self._types(database, relation))
             everything = Statement(f"SELECT * FROM {relation} LIMIT {MAX_SUB_DEVICES}")
@@ -206,18 +173,22 @@ class SqlSource(ABC):
             if missing:
                 return missing
             found = self._make.problems(there)
-            newest, _ = self._fetch(database, self._select([], self._after(None), 1000, "DESC"))
+            newest, _ = self._fetch(
+                database, self._sql.select([], self._sql.after(None), 1000, "DESC")
+            )
             if len(set(newest)) < len(newest):
                 found.append(f"{ordering}: rows share a value, and all but one of them are skipped")
             if (
                 newest
-                and not self._fetch(database, self._select([], self._at(encode(newest[0])), 1))[0]
+                and not self._fetch(
+                    database, self._sql.select([], self._sql.at(encode(newest[0])), 1)
+                )[0]
             ):
                 found.append(
                     f"{ordering}: its values cannot be told exactly (a FLOAT?), use another"
                 )
             place = encode(newest[-1]) if newest else None
-            if self._scans(database, self._select([], self._after(place), 100)):
+            if self._scans(database, self._sql.select([], self._sql.after(place), 100)):
                 found.append(f"{ordering}: has no index, so that every look reads the whole table")
         return found
 
@@ -243,55 +214,6 @@ class SqlSource(ABC):
         if database is not None:
             with suppress(Exception):
                 database.close()
-
-    # Statements
-
-    def _quoted(self, name: str) -> str:
-        """Quote the name of a table, with its schema if it has one."""
-        mark = self._quote
-        parts = (
-            part.replace(mark, mark * 2).replace("%", self._percent) for part in name.split(".")
-        )
-        return ".".join(f"{mark}{part}{mark}" for part in parts)
-
-    def _column(self, name: str) -> str:
-        """Quote the name of a column. Unqualified, SQLite would take a wrong one for a string."""
-        mark = self._quote
-        return f"q.{mark}{name.replace(mark, mark * 2).replace('%', self._percent)}{mark}"
-
-    @property
-    def _percent(self) -> str:
-        return "%%" if self._parameter == "%s" else "%"
-
-    def _relation(self) -> str:
-        query = self._source.query
-        if query is None:
-            return f"{self._quoted(self._source.table or '')} AS q"
-        return f"({query.strip().rstrip(';').replace('%', self._percent)}) AS q"
-
-    def _after(self, key: Optional[Key]) -> Condition:
-        """Say which rows follow a position, such that an index on the key alone can be used."""
-        first, *second = map(self._column, self._key)
-        if key is None:
-            return Condition(f"{first} IS NOT NULL", ())
-        values = decode(key, len(self._key))
-        if not second:
-            return Condition(f"{first} > {self._parameter}", values)
-        mark = self._parameter
-        sql = f"{first} >= {mark} AND ({first} > {mark} OR {second[0]} > {mark})"
-        return Condition(sql, (values[0], values[0], values[1]))
-
-    def _at(self, key: Key) -> Condition:
-        return Condition(self._here, decode(key, len(self._key)))
-
-    def _select(
-        self, names: Sequence[str], where: Condition, limit: int, direction: str = "ASC"
-    ) -> Statement:
-        """Select the key columns and those named, in key order."""
-        columns = ", ".join(self._column(name) for name in (*self._key, *names))
-        order = ", ".join(f"{self._column(name)} {direction}" for name in self._key)
-        sql = f"SELECT {columns} FROM {self._from} WHERE {where.sql}"
-        return Statement(f"{sql} ORDER BY {order} LIMIT {limit:d}", where.parameters)
 
     # Reading
 
@@ -343,7 +265,7 @@ class SqlSource(ABC):
 
         A firmware that adds a column does not tell us.
         """
-        cursor = database.execute_sql(f"SELECT * FROM {relation or self._from} LIMIT 0", ())
+        cursor = database.execute_sql(f"SELECT * FROM {relation or self._sql.relation} LIMIT 0", ())
         try:
             return {column[0]: column[1] for column in cursor.description}
         finally:
@@ -354,7 +276,7 @@ class SqlSource(ABC):
         return [name for name in names if name in there]
 
     def _newest(self, database: peewee.Database) -> Optional[Key]:
-        rows, _ = self._fetch(database, self._select([], self._after(None), 1, "DESC"))
+        rows, _ = self._fetch(database, self._sql.select([], self._sql.after(None), 1, "DESC"))
         return encode(rows[0]) if rows else None
 
     def _scan(
@@ -363,7 +285,9 @@ class SqlSource(ABC):
         """Return the rows of one page in a range of time, and where to go on."""
         with self._session() as database:
             names = self._existing(database, names)
-            rows, cut = self._fetch(database, self._select(names, self._after(after), limit))
+            rows, cut = self._fetch(
+                database, self._sql.select(names, self._sql.after(after), limit)
+            )
         end = encode(rows[-1][: len(self._key)]) if cut or len(rows) == limit else None
         moment = self._make.moment_reader([*self._key, *names])
         inside = [row for row in rows if since <= moment(row) < until]
@@ -380,24 +304,13 @@ class SqlSource(ABC):
     def _whole(self, database: peewee.Database, unwanted: Collection[str]) -> Whole:
         """Prepare to read all columns but the unwanted."""
         types = {n: code for n, code in self._types(database).items() if n not in unwanted}
-        columns = {name: self._column(name) for name in types}
         long = [
             name
             for name, code in types.items()
             if (not self._long_types or code in self._long_types)
             and name not in self._make.columns.identity  # which look has read, too
         ]
-        sizes = [f"COALESCE({self._octets.format(columns[name])}, 0)" for name in long]
-        start = f"SELECT {', '.join(columns.values())}"
-        end = f"FROM {self._from} WHERE {self._here} "
-        short = "".join(f"AND {size} <= {MAX_BYTES} " for size in sizes)
-        for name, size in zip(long, sizes):
-            columns[name] = f"CASE WHEN {size} <= {MAX_BYTES} THEN {columns[name]} END"
-        too_long = [f"CASE WHEN {size} > {MAX_BYTES} THEN 1 END" for size in sizes]
-        guarded = f"SELECT {', '.join([*columns.values(), *too_long])} {end} LIMIT 1"
-        return Whole(
-            list(types), long, f"{start} {end} LIMIT 1", f"{start} {end} {short} LIMIT 1", guarded
-        )
+        return self._sql.whole(list(types), long, self._octets.format)
 
     def _whole_row(
         self, database: peewee.Database, whole: Whole, key: Key
@@ -424,8 +337,10 @@ class SqlSource(ABC):
         said = str(error.args[-1] if error.args else "").strip().splitlines() or [
             type(error).__name__
         ]
-        password = urlsplit(self._source.url).password
-        message = said[0].replace(password, "***") if password else said[0]
+        password = urlsplit(self._source.url).password or ""
+        message = said[0]
+        for secret in filter(None, (password, unquote(password))):
+            message = message.replace(secret, "***")
         advice = next((text for part, text in self._advice.items() if part in message), "")
         return f"{self._place()}: {message}" + (f"; {advice}" if advice else "")
 

@@ -14,7 +14,8 @@ from .. import config
 from . import Key, SourceError
 from .keys import encode
 from .pictures import MAX_BYTES
-from .sql import SqlSource, Statement, Values, Whole
+from .sql import SqlSource
+from .statements import Statement, Values, Whole
 
 _BUSY_TIMEOUT = 2.0
 """Seconds that we wait for the writer."""
@@ -63,7 +64,7 @@ class SqliteSource(SqlSource):
         while number < limit:
             with self._session() as database:
                 rows, cut = self._fetch(
-                    database, self._select([], self._after(after), limit - number)
+                    database, self._sql.select([], self._sql.after(after), limit - number)
                 )
             number += len(rows)
             if not cut:
@@ -149,7 +150,7 @@ class SqliteSource(SqlSource):
         """Tell whether a single writer counts the key up, so that key order is commit order."""
         if self._source.query is not None or len(self._key) > 1:
             return False
-        table = self._quoted(self._source.table or "")
+        table = self._sql.quoted(self._source.table or "")
         columns = database.execute_sql(f"PRAGMA table_info({table})").fetchall()
         primary = [(name, kind.upper()) for _, name, kind, *_, place in columns if place]
         return primary == [(self._source.key, "INTEGER")]
