@@ -20,7 +20,7 @@ from .courier import Courier
 from .intake import Intake
 from .outbox import PENDING, REPORTS, Entry, Outbox, OutboxError
 from .queue import Queue, Transport
-from .recorder import Clock, Recorder
+from .recorder import WRITE_AGAIN, Clock, Recorder
 from .source import Source
 
 COPIES = 8
@@ -70,18 +70,21 @@ class Engine:
         self._drift = clock.wall() - clock.monotonic()
         self._steady_since = clock.monotonic()
         self.queues: List[Queue] = []
+        self._is_open = True
+        """False after damage, until a new outbox could be begun."""
         self._open(start or config.source.start)
 
     def _open(self, start: str) -> None:
-        self.queues = []
+        queues: List[Queue] = []
         for endpoint in self.config.endpoints:
             number = self._outbox.register(endpoint.name, endpoint.kind, endpoint.url)
             # The courier that collects exists a moment later, before anything is sent.
             sink = self._make_sink(endpoint, lambda *answer: self._courier.collect(*answer))
-            self.queues.append(Queue(endpoint, number, sink))
+            queues.append(Queue(endpoint, number, sink))
             if endpoint.kind == "device_status" and self.config.device_status.keep == "latest":
                 self._outbox.forget_reports(number)
-        self._intake = Intake(self.config, self._source, self._recorder, self.queues, start)
+        self._intake = Intake(self.config, self._source, self._recorder, queues, start)
+        self.queues = queues
         self._courier = Courier(self.config, self._recorder, self._intake, self._random, self._wake)
 
     @property
@@ -96,8 +99,10 @@ class Engine:
 
     def step(self) -> float:
         """Do everything that can be done now; returns seconds until something is due again."""
-        if self._recorder.damaged is not None:
+        if self._recorder.damaged is not None or not self._is_open:
             self._start_over()
+            if not self._is_open:
+                return WRITE_AGAIN
         self._courier.judge_all()
         busy = False
         if not self.stopping:
@@ -136,9 +141,12 @@ class Engine:
     def _start_over(self) -> None:
         """The outbox is damaged: begin a new one from the source, under the same keys."""
         try:
-            self._recorder.start_over()
-            self.close(0.0)
+            if self._is_open:
+                self._recorder.start_over()
+                self.close(0.0)
+                self._is_open = False
             self._open("earliest")
+            self._is_open = True
         except OutboxError as error:
             self._recorder.failed(error)
 

@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from concurrent.futures import ProcessPoolExecutor
 from typing import Dict, List, Tuple
 
@@ -19,12 +20,15 @@ def run_seed(seed: int) -> Tuple[List[str], List[str], Dict[str, int]]:
     home = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     story = Story(seed, tempfile.mkdtemp(prefix=f"seed-{seed}-", dir=home))
     try:
-        story.run()
+        try:
+            story.run()
+        except Exception:
+            return [traceback.format_exc()], story.told, {}
         figures = {
             "events": len(story.box.events),
             "arrivals": sum(len(p.arrivals) for p in story.platforms.values()),
-            "crashes": story.crashes,
-            "reloads": story.reloads,
+            "crashes": story.process.crashes,
+            "reloads": story.process.reloads,
         }
         return oracle.judge(story), story.told, figures
     finally:

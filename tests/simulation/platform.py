@@ -5,14 +5,16 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from dataclasses import dataclass, field
-from typing import Callable, Dict, List, Optional, Set, Tuple
+from dataclasses import dataclass, field, replace
+from typing import Callable, Dict, List, NamedTuple, Optional, Set
 
 import orjson
 
 from se3_uploader.config import Endpoint
 from se3_uploader.policy import Answer
 from se3_uploader.sink import Delivery
+
+from .clock import SimulatedClock
 
 
 class Crash(Exception):
@@ -29,10 +31,20 @@ class Arrival:
     """The uploader got the acceptance."""
 
 
+class Reply(NamedTuple):
+    """What a platform made of a request."""
+
+    answer: Answer
+    serial: int = 0
+    arrival: Optional[Arrival] = None
+
+
 WEATHERS = (
     "fine", "fine", "fine", "refused", "timeout", "500", "503", "429", "401", "400", "lost", "half",
-    "slow", "garbage",
+    "slow", "crowded", "garbage",
 )  # fmt: skip
+MANY = 5
+"""Different events rejected in a row, after which it must be the platform that is broken."""
 
 
 @dataclass
@@ -40,6 +52,10 @@ class Platform:
     """What one endpoint's platform did; oracles read it."""
 
     rng: random.Random
+    explains: bool = False
+    """It says in the body of a 200 whether it accepted, {"status": 0}, as `accept` asks for."""
+    strips: bool = True
+    """What it finds too large is sent again without pictures; otherwise it is dead."""
     weather: str = "fine"
     poison: Set[int] = field(default_factory=set)
     """Serials it rejects whatever the weather."""
@@ -48,46 +64,72 @@ class Platform:
     arrivals: List[Arrival] = field(default_factory=list)
     rejections: Dict[int, int] = field(default_factory=dict)
     keys: Dict[int, Set[str]] = field(default_factory=dict)
+    excused: Set[int] = field(default_factory=set)
+    """Serials that may have been given up as rejected by a platform that else works, or too large.
+    """
+    streak: Set[int] = field(default_factory=set)
+    """Serials rejected since the uploader last heard of an acceptance."""
 
-    def receive(self, delivery: Delivery) -> Tuple[Answer, Optional[Arrival]]:
-        """Answer one request; the second value is what was accepted of it."""
+    def receive(self, delivery: Delivery) -> Reply:
+        """Answer one request. A report's serial is its number, an event's its identity_id."""
         event = orjson.loads(delivery.body)
-        serial = int(event["identity_id"]) if "identity_id" in event else 0
+        serial = int(event.get("report") or event.get("identity_id") or 0)
         weather = self.weather
         if weather == "half":
             weather = self.rng.choice(("fine", "fine", "503", "lost", "timeout"))
         if weather == "refused":
-            return Answer(fault="connection"), None
+            return Reply(Answer(fault="connection"))
         if weather == "timeout":
-            return Answer(fault="timeout"), None
+            return Reply(Answer(fault="timeout"))
         if weather == "garbage":
-            return Answer(fault="protocol"), None
+            return Reply(Answer(fault="protocol"))
         self.keys.setdefault(serial, set()).add(delivery.key)
         if weather in ("500", "503", "429"):
             wait = self.rng.choice((None, 0.5, 7.0, 10_000.0))
-            return Answer(status=int(weather), retry_after=wait), None
+            return Reply(Answer(status=int(weather), retry_after=wait))
         if weather == "401":
-            return Answer(status=401), None
+            return Reply(Answer(status=401))
         if weather == "400" or serial in self.poison:
             self.rejections[serial] = self.rejections.get(serial, 0) + 1
-            return Answer(status=400, body=b"no"), None
+            if self.explains:
+                return Reply(Answer(status=200, body=b'{"status": 1}'), serial)
+            return Reply(Answer(status=400, body=b"no"), serial)
         if serial in self.too_large and event.get("ext_data", {}).get("spot_pic"):
-            return Answer(status=413), None
+            return Reply(Answer(status=413), serial)
         arrival = Arrival(delivery.key, serial, weather != "lost")
         self.arrivals.append(arrival)
         if weather == "lost":
-            return Answer(fault="timeout"), arrival
-        return Answer(status=200, seconds=0.01), arrival
+            return Reply(Answer(fault="timeout"), serial, arrival)
+        body = b'{"status": 0}' if self.explains else b"ok"
+        return Reply(Answer(status=200, body=body), serial, arrival)
+
+    def heard(self, reply: Reply) -> None:
+        """Take note of what the uploader learns, when it learns it."""
+        status = reply.answer.status
+        if status == 400 or (status == 200 and reply.arrival is None):
+            self.streak.add(reply.serial)
+        elif status == 200:
+            self.end_streak()
+        elif status == 413 and not self.strips:
+            self.excused.add(reply.serial)
+
+    def end_streak(self) -> None:
+        """An acceptance, or a new start of the uploader: what was rejected until now is settled."""
+        if len(self.streak) < MANY:
+            self.excused |= self.streak
+        else:
+            self.excused -= self.streak - self.poison
+        self.streak = set()
 
 
 class Network:
     """Carries deliveries to platforms and answers back, in simulated time."""
 
-    def __init__(self, rng: random.Random, monotonic: Callable[[], float]) -> None:
+    def __init__(self, rng: random.Random, clock: SimulatedClock) -> None:
         self._rng = rng
-        self._monotonic = monotonic
+        self._clock = clock
         self._order = itertools.count()
-        self._answers: List[Tuple[float, int, SimulatedSink, int, Answer, Optional[Arrival]]] = []
+        self._coming: List[_Coming] = []
         self.crash_next: Optional[str] = None
         """Crash at the next POST: before or after the platform got it."""
 
@@ -96,39 +138,43 @@ class Network:
         crash, self.crash_next = self.crash_next, None
         if crash == "before":
             raise Crash("before a POST")
-        answer, arrival = sink.platform.receive(delivery)
+        reply = sink.platform.receive(delivery)
         if crash == "after":
-            if arrival:
-                arrival.known = False
+            if reply.arrival:
+                reply.arrival.known = False
             raise Crash("after a POST")
         takes = self._rng.expovariate(20)
         if sink.platform.weather == "slow":
             takes += self._rng.uniform(0.5, 8)
-        if answer.fault == "timeout":
+        if sink.platform.weather == "crowded":
+            takes += 0.2 * sum(coming.sink is sink for coming in self._coming) ** 2
+        if reply.answer.fault == "timeout":
             takes += 5
-        at = self._monotonic() + takes
-        heapq.heappush(self._answers, (at, next(self._order), sink, delivery.id, answer, arrival))
+        reply = reply._replace(answer=replace(reply.answer, seconds=takes))
+        at = self._clock.now + takes
+        heapq.heappush(self._coming, _Coming(at, next(self._order), sink, delivery.id, reply))
 
     def next_at(self) -> float:
         """When the next answer comes."""
-        return self._answers[0][0] if self._answers else float("inf")
+        return self._coming[0].at if self._coming else float("inf")
 
     def deliver_answers(self) -> None:
         """Hand over all answers that have come by now."""
-        while self._answers and self._answers[0][0] <= self._monotonic():
-            _, _, sink, number, answer, _ = heapq.heappop(self._answers)
-            sink.collect(number, answer)
+        while self._coming and self._coming[0].at <= self._clock.now:
+            coming = heapq.heappop(self._coming)
+            coming.sink.platform.heard(coming.reply)
+            coming.sink.collect(coming.id, coming.reply.answer)
 
     def hang_up(self, sink: Optional[SimulatedSink] = None) -> None:
         """Drop the answers under way, of one sink or of all."""
         kept = []
-        for item in self._answers:
-            if sink is not None and item[2] is not sink:
-                kept.append(item)
-            elif item[5] is not None:
-                item[5].known = False
-        self._answers = kept
-        heapq.heapify(self._answers)
+        for coming in self._coming:
+            if sink is not None and coming.sink is not sink:
+                kept.append(coming)
+            elif coming.reply.arrival is not None:
+                coming.reply.arrival.known = False
+        self._coming = kept
+        heapq.heapify(self._coming)
 
 
 class SimulatedSink:
@@ -151,3 +197,13 @@ class SimulatedSink:
         """Abort what is in flight."""
         del timeout
         self._network.hang_up(self)
+
+
+class _Coming(NamedTuple):
+    """An answer under way."""
+
+    at: float
+    order: int
+    sink: SimulatedSink
+    id: int
+    reply: Reply

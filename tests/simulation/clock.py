@@ -1,0 +1,24 @@
+"""Time as a story has it: monotonic seconds, and a wall clock that may jump."""
+
+from __future__ import annotations
+
+
+class SimulatedClock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.time = 1_700_000_000.0
+
+    def monotonic(self) -> float:
+        """Seconds that only ever grow."""
+        return self.now
+
+    def wall(self) -> float:
+        """Epoch seconds."""
+        return self.time
+
+    def move_to(self, now: float) -> None:
+        """Let time pass."""
+        self.time += now - self.now
+        self.now = now
