@@ -132,7 +132,9 @@ class Site:
         for name, section in sections.items():
             document[name] = {**document.get(name, {}), **section}
         path = self.folder / "uploader.yaml"
-        path.write_text(yaml.safe_dump(document, allow_unicode=True), "utf-8")
+        # Through JSON, so that what is used twice is written twice: aliases are not allowed.
+        text = yaml.safe_dump(json.loads(json.dumps(document)), allow_unicode=True)
+        path.write_text(text, "utf-8")
         return configuration.load(str(path))
 
     def uploader(self, *platforms: Server, **sections: Any) -> Uploader:
