@@ -48,6 +48,7 @@ def locked(name: str = r"[\w-]+") -> str:
 
 def build_wheel(dist: Path, work: Path) -> Path:
     """Build the wheel from the files under version control, with the locked setuptools."""
+    os.umask(0o022)
     source = work / "source"
     tracked = run("git", "ls-files", "-z", "--", "se3_uploader", ":(glob)*").split("\0")
     for name in filter(None, tracked):
@@ -205,7 +206,6 @@ def main() -> None:
     arguments = parser.parse_args()
     for unknown in set(arguments.architecture) - set(MACHINES):
         parser.error(f"{unknown}: known are {', '.join(MACHINES)}")
-    os.umask(0o022)
     moment = os.environ["SOURCE_DATE_EPOCH"] = commit_time().strip()
     arguments.dist.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:

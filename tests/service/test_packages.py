@@ -15,6 +15,7 @@ MACHINES = {"amd64": 62, "arm64": 183}
 """e_machine in the header of an ELF file."""
 PYTHONS = ("3.8", "3.9", "3.10", "3.11", "3.12", "3.13")
 IMPORTS = """
+import sys
 sys.path.insert(0, sys.argv[1])
 import bson, inotify_simple, jsonschema, orjson, peewee, prometheus_client, psutil, pymongo
 import pymysql, requests, rich.table, tenacity, yaml
@@ -38,10 +39,11 @@ def unpacked(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Dict[str, 
 
 def find_python(version: str) -> Iterator[str]:
     """Interpreters of a version on this machine."""
-    if shutil.which(f"python{version}"):
-        yield f"python{version}"
     for found in Path.home().glob(f".pyenv/versions/{version}.*/bin/python"):
         yield str(found)
+    for folder in ("/usr/local/bin", "/usr/bin"):
+        if os.access(f"{folder}/python{version}", os.X_OK):
+            yield f"{folder}/python{version}"
 
 
 @pytest.mark.parametrize("version", PYTHONS)
@@ -85,7 +87,7 @@ def test_lintian_has_no_error(arch: str, dist: Path) -> None:
 
 
 def test_the_same_commit_gives_the_same_wheel(
-    dist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A wheel built again, elsewhere and under another umask, has the same bytes."""
     spec = importlib.util.spec_from_file_location("build", TOP / "systemd/package/build.py")
@@ -94,11 +96,13 @@ def test_the_same_commit_gives_the_same_wheel(
     build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(build)
     monkeypatch.setenv("SOURCE_DATE_EPOCH", build.commit_time().strip())
-    (tmp_path / "again").mkdir()
-    before = os.umask(0o077)
-    try:
-        again = build.build_wheel(tmp_path / "again", tmp_path)
-    finally:
-        os.umask(before)
-    (first,) = dist.glob("*.whl")
-    assert again.read_bytes() == first.read_bytes()
+    wheels = []
+    for umask in (0o022, 0o077):
+        folder = tmp_path / f"{umask:o}"
+        folder.mkdir()
+        before = os.umask(umask)
+        try:
+            wheels.append(build.build_wheel(folder, folder / "work").read_bytes())
+        finally:
+            os.umask(before)
+    assert wheels[0] == wheels[1]

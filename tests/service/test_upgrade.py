@@ -7,7 +7,9 @@ OLDER = """
 dpkg -P se3-uploader
 rm -rf /tmp/older; dpkg-deb -R /dist/se3-uploader_*_amd64.deb /tmp/older
 sed -i 's/^Version: .*/Version: 0.0.1/' /tmp/older/DEBIAN/control
-sed -i 's/^# .*check.*/# A comment of an older version./' /tmp/older/etc/se3-uploader/uploader.yaml
+for settings in etc/se3-uploader usr/share/doc/se3-uploader/examples; do
+    sed -i 's/^# .*check.*/# A comment of an older version./' /tmp/older/$settings/uploader.yaml
+done
 dpkg-deb -Znone --build /tmp/older /tmp/se3-uploader_0.0.1_amd64.deb
 dpkg -i /tmp/se3-uploader_0.0.1_amd64.deb
 """
@@ -54,7 +56,8 @@ def test_removal_keeps_the_outbox_and_purge_does_not(bare: Box) -> None:
         site.events(10)
         site.start()
         bare.sh("dpkg -r se3-uploader")
-        bare.sh("test -e /var/lib/se3-uploader/outbox.db; test ! -e /opt/se3-uploader")
+        bare.sh("test -e /var/lib/se3-uploader/outbox.db")
+        bare.sh("test ! -e /opt/se3-uploader")
         bare.sh(f"{NEWER}; systemctl start se3-uploader")
         site.answers(200)
         site.arrive(10)
