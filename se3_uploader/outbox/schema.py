@@ -203,8 +203,11 @@ def _refuse_newer(version: int, path: str) -> None:
         )
 
 
-def explain(error: Exception, path: str) -> OutboxError:
+def explain(error: BaseException, path: str) -> OutboxError:
     """Turn a database error into one that says what to do."""
+    while "cannot rollback" in str(error) and error.__context__ is not None:
+        # SQLite had rolled back by itself, as it does on a full disk; that error is the reason.
+        error = error.__context__
     text = str(error)
     low = text.lower()
     if "malformed" in low or "not a database" in low:
