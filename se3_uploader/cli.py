@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -19,10 +20,15 @@ configuration is wrong (EX_CONFIG)."""
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run one command; returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that knows no Chinese
     words = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(_with_times(words))
     try:
-        return _COMMANDS[options.command](options)
+        code = _COMMANDS[options.command](options)
+        sys.stdout.flush()
+        return code
     except config.ConfigError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)

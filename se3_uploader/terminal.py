@@ -15,9 +15,15 @@ Line = Tuple[str, Text]
 """What a figure is called, and the figure."""
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line what that means; rich alone would exit with 1."""
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """Where tables go: colour only on a terminal, and not with NO_COLOR."""
-    return Console(highlight=False, markup=False, emoji=False)
+    return _Console(highlight=False, markup=False, emoji=False)
 
 
 def grid(lines: Sequence[Line]) -> Table:
