@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import replace
-from typing import Any, Deque, Dict, List, Mapping, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Deque, Dict, List, Mapping, Optional, Tuple
 
 from . import config as configuration
 from . import device_status, log, policy, sdnotify
@@ -21,6 +21,9 @@ from .recorder import Clock
 from .sink import Sink
 from .source import SourceError, open_source
 from .wake import Wake
+
+if TYPE_CHECKING:
+    from .metrics import Metrics
 
 OK, PROBLEM, TEMPORARY = 0, 1, 75
 STOP_WITHIN = 8.0
@@ -133,14 +136,30 @@ class Daemon:
         self._source_problems: List[str] = []
         self._device_rows: List[Mapping[str, Any]] = []
         self._devices_seen: Dict[str, int] = {}
+        self._metrics: Optional[Metrics] = None
+        self._begin_metrics()
         self._started = time.monotonic()
         self._begin_reports()
 
     def _make_engine(self, start: Optional[str] = None) -> Engine:
         return Engine(
             self.config, self._source, self._outbox, Sink,
-            clock=clock(), random=random.random, wake=self._wake.set, start=start,
+            clock=clock(), random=random.random, wake=self._wake.set, observe=self._observe,
+            start=start,
         )  # fmt: skip
+
+    def _observe(self, endpoint: str, seconds: float) -> None:
+        if self._metrics is not None:
+            self._metrics.observe(endpoint, seconds)
+
+    def _begin_metrics(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+        if self.config.metrics.listen is not None:
+            from . import metrics
+
+            self._metrics = metrics.start(self.config)
 
     def run(self) -> int:
         """Run until SIGTERM or SIGINT; SIGHUP reloads. Returns the exit code."""
@@ -280,6 +299,7 @@ class Daemon:
         self.config = config
         self._engine = self._make_engine()
         self._begin_reports()
+        self._begin_metrics()
         log.info("reloaded", endpoints=len(config.endpoints))
         sdnotify.ready(self._engine.summary())
 
@@ -308,6 +328,8 @@ class Daemon:
         self._source.close()
         self._outbox.close()
         self._wake.close()
+        if self._metrics is not None:
+            self._metrics.close()
         log.info("stopped")
 
 

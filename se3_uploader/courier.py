@@ -26,14 +26,16 @@ class Courier:
 
     def __init__(
         self, config: Config, recorder: Recorder, intake: Intake, random: Callable[[], float],
-        wake: Callable[[], None],
+        wake: Callable[[], None], observe: Callable[[str, float], None],
     ) -> None:  # fmt: skip
-        """wake is called from the sinks' threads when an answer has come."""
+        """wake is called from the sinks' threads when an answer has come; observe is told of each
+        answer's endpoint and seconds."""
         self._config = config
         self._recorder = recorder
         self._intake = intake
         self._random = random
         self._wake = wake
+        self._observe = observe
         self._monotonic = recorder.clock.monotonic
         self._wall = recorder.clock.wall
         self._columns = payload.columns_of(config.source)
@@ -231,6 +233,8 @@ class Courier:
 
     def _judge(self, queue: Queue, flight: Flight, answer: policy.Answer) -> None:
         verdict = policy.judge(answer, queue.endpoint.accept)
+        if answer.status is not None:
+            self._observe(queue.endpoint.name, answer.seconds)
         before, entry = queue.health, flight.entry
         entry.attempts += 1
         if verdict.outcome == policy.DELIVERED:

@@ -51,10 +51,11 @@ class Engine:
         clock: Clock,
         random: Callable[[], float],
         wake: Callable[[], None],
+        observe: Callable[[str, float], None] = lambda *_: None,
         start: Optional[str] = None,
     ) -> None:
-        """wake is called from the sinks' threads when an answer has come; start overrides the
-        configured source.start. Raises OutboxError."""
+        """wake is called from the sinks' threads when an answer has come; observe is told how long
+        each took, in seconds; start overrides source.start. Raises OutboxError."""
         self.config = config
         self.stopping = False
         """Set to send no more events, only what is in flight and the last report."""
@@ -64,6 +65,7 @@ class Engine:
         self._clock = clock
         self._random = random
         self._wake = wake
+        self._observe = observe
         self._recorder = Recorder(outbox, clock, self._cover, self._forget)
         self._copy_at = 0.0
         self._pruned = 0
@@ -85,7 +87,9 @@ class Engine:
                 self._outbox.forget_reports(number)
         self._intake = Intake(self.config, self._source, self._recorder, queues, start)
         self.queues = queues
-        self._courier = Courier(self.config, self._recorder, self._intake, self._random, self._wake)
+        self._courier = Courier(
+            self.config, self._recorder, self._intake, self._random, self._wake, self._observe
+        )
 
     @property
     def source_error(self) -> Optional[str]:
@@ -164,7 +168,13 @@ class Engine:
         self._intake.look_soon()
 
     def refresh(self) -> None:
-        """Notice what another process (a backfill, an operator) put into the outbox."""
+        """Notice what another process (a backfill, an operator) put into the outbox, and what
+        certificates the platforms show."""
+        for queue in self.queues:
+            ends = queue.sink.certificate_not_after
+            if ends is not None and ends != queue.certificate:
+                queue.certificate = ends
+                self._recorder.set_certificate(queue.id, ends)
         try:
             if self._outbox.changed():
                 for queue in self.queues:

@@ -28,6 +28,9 @@ PROBES = 64
 class Transport(Protocol):
     """How a delivery travels: the sink, or a simulated network."""
 
+    certificate_not_after: Optional[float]
+    """Epoch seconds at which the platform's certificate ends, None: not seen, or none."""
+
     def submit(self, delivery: Delivery) -> None:
         """Send it; the answer comes back through the function the transport was made with."""
 
@@ -88,6 +91,8 @@ class Queue:
     """Died by rejection since the last acceptance: raised again if the platform proves broken."""
     copy_at: float = 0.0
     """When payloads at risk are looked for again."""
+    certificate: Optional[float] = None
+    """End of the platform's certificate as it was recorded last."""
     told: Optional[float] = None
     """When the log last spoke of the outage under way, None: there is none worth a word."""
     away_since: float = 0.0

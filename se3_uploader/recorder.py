@@ -101,6 +101,11 @@ class Recorder:
         self._changes.endpoints[endpoint_id] = state
         self.touch()
 
+    def set_certificate(self, endpoint_id: int, ends: float) -> None:
+        """Record when the certificate of an endpoint's platform ends (epoch seconds)."""
+        self._changes.certificates[endpoint_id] = ends
+        self.touch()
+
     def touch(self) -> None:
         """Something is to be written before long."""
         if self._changed_at is None:

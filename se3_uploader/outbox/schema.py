@@ -27,7 +27,8 @@ MIGRATIONS: Tuple[str, ...] = (
       state        TEXT NOT NULL DEFAULT 'ok',
       since        REAL,
       error        TEXT,
-      next_attempt REAL
+      next_attempt REAL,
+      certificate  REAL
     );
     CREATE TABLE generation (
       id      INTEGER PRIMARY KEY,

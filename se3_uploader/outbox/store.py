@@ -83,9 +83,11 @@ class Changes:
     copies: List[Tuple[Entry, bytes]] = field(default_factory=list)
     cursors: Dict[Tuple[int, int], Cursor] = field(default_factory=dict)
     endpoints: Dict[int, EndpointState] = field(default_factory=dict)
+    certificates: Dict[int, float] = field(default_factory=dict)
+    """Endpoint -> end of the platform's certificate, epoch seconds."""
 
     def __bool__(self) -> bool:
-        return bool(self.entries or self.copies or self.cursors or self.endpoints)
+        return any(vars(self).values())
 
 
 class _Tally:
@@ -298,6 +300,10 @@ class Outbox:
                         "UPDATE endpoint SET state = ?, since = ?, error = ?, next_attempt = ?"
                         " WHERE id = ?",
                         (*state, endpoint_id),
+                    )
+                for endpoint_id, ends in changes.certificates.items():
+                    self._database.execute_sql(
+                        "UPDATE endpoint SET certificate = ? WHERE id = ?", (ends, endpoint_id)
                     )
         except peewee.PeeweeException as error:
             raise explain(error, self.path) from None

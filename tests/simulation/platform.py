@@ -180,6 +180,8 @@ class Network:
 class SimulatedSink:
     """In the place of sink.Sink."""
 
+    certificate_not_after = None
+
     def __init__(
         self, endpoint: Endpoint, collect: Callable[[int, Answer], None], network: Network,
         platform: Platform,
