@@ -158,8 +158,13 @@ class Intake:
 
     def _add(self, queue: Queue, page: Look) -> List[Tuple[Ref, Optional[Entry]]]:
         """Queue those events that are not known yet; returns all, with their new entries."""
-        refs = [ref for ref in page.refs if (ref.key, ref.fingerprint) not in queue.held]
-        known = self._outbox.known(queue.id, refs) if refs else set()
+        held = {e.key for e in queue.held.values() if e.generation_id == self.generation}
+        refs = [
+            ref
+            for ref in page.refs
+            if ref.key not in held and (ref.key, ref.fingerprint) not in queue.held
+        ]
+        known = self._outbox.known(queue.id, self.generation, refs) if refs else set()
         new: Dict[Ref, Entry] = {}
         for ref in refs:
             if ref.key not in known:
@@ -221,7 +226,7 @@ class Intake:
         )
         for queue in self._queues:
             cursor = NOWHERE
-            if newest is not None and self._outbox.known(queue.id, [newest]):
+            if newest is not None and self._outbox.known(queue.id, self.generation, [newest]):
                 cursor = Cursor(newest.key, newest.fingerprint, newest.key)
             self._place(queue, cursor)
             self._recorder.move_cursor(queue.id, self.generation, cursor)

@@ -167,9 +167,10 @@ class Outbox:
         )
         return (found[0][0], found[0][1]) if found else None
 
-    def known(self, endpoint_id: int, refs: Sequence[Ref]) -> Set[Key]:
+    def known(self, endpoint_id: int, generation_id: int, refs: Sequence[Ref]) -> Set[Key]:
         """Keys of those events that stand in the outbox already, in whatever generation.
 
+        In the given one the key is enough: a row that reads otherwise was changed by somebody.
         A lost one does not count: where the source got it back after all, it is sent.
         """
         found: Set[Key] = set()
@@ -177,11 +178,15 @@ class Outbox:
             part = {ref.key: ref.fingerprint for ref in refs[start : start + 500]}
             marks = ",".join("?" * len(part))
             rows = self._read(
-                "SELECT key, fingerprint FROM delivery"
+                "SELECT key, fingerprint, generation_id FROM delivery"
                 f" WHERE endpoint_id = ? AND state <> {LOST} AND key IN ({marks})",
                 endpoint_id, *part,
             )  # fmt: skip
-            found.update(key for key, fingerprint in rows if part[key] == fingerprint)
+            found.update(
+                key
+                for key, fingerprint, generation in rows
+                if generation == generation_id or fingerprint == part[key]
+            )
         return found
 
     def clashes(self, endpoint_id: int, generation_id: int, refs: Sequence[Ref]) -> bool:

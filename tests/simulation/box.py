@@ -36,6 +36,7 @@ class Box:
         self.events: Dict[int, Event] = {}
         self.deleted: Set[int] = set()
         """Serials of events that were gone at some time."""
+        self.renamed: Set[int] = set()
         self.autoincrement = rng.random() < 0.5
         self.ordered = rng.random() < 0.7
         """Do rows become visible in the order of their ids? Not where several writers commit."""
@@ -59,10 +60,11 @@ class Box:
         """Insert events with pictures of so many bytes; one in a hundred lacks a required field."""
         with self._db:
             self._db.execute("BEGIN")
-            for left in reversed(range(count)):
-                event, values = self._insert(size)
+            rows = [self._insert(size) for _ in range(count)]
+            for event, values in rows:
                 # The last one stays, so that the ids before it are taken.
-                if left and not self.ordered and self._rng.random() < 0.15:
+                is_last = event is rows[-1][0]
+                if not self.ordered and not is_last and self._rng.random() < 0.15:
                     self._db.execute("DELETE FROM event WHERE id = ?", (event.row_id,))
                     visible_at = self._clock.now + self._rng.uniform(0.1, LATEST)
                     self._late.append((visible_at, event, values))
@@ -140,6 +142,17 @@ class Box:
         if living:
             event = self._rng.choice(living)
             self._db.execute("UPDATE event SET spot_pic = ? WHERE id = ?", (b"late", event.row_id))
+
+    def rename(self) -> None:
+        """Change what makes a row this event, as an operator who corrects a name does."""
+        living = self.living()
+        if living:
+            event = self._rng.choice(living)
+            self.renamed.add(event.serial)
+            self._db.execute(
+                "UPDATE event SET identity_name = identity_name || '!' WHERE id = ?",
+                (event.row_id,),
+            )
 
     def replace(self) -> None:
         """Put a fresh, empty database file in the place of the old one."""

@@ -63,7 +63,7 @@ def judge(story: Story) -> List[str]:
         wrong.append(f"a crash undid {story.process.most_undone} acceptances")
     for name, platform in story.platforms.items():
         account = found.get(name, dict.fromkeys(("pending", "delivered", "dead", "lost"), 0))
-        texts = _sent(story.process.undone[name], platform, account, pruned)
+        texts = _sent(story, name, account, pruned)
         if name == "status":
             texts += _reports(story, platform)
         else:
@@ -72,9 +72,10 @@ def judge(story: Story) -> List[str]:
     return wrong
 
 
-def _sent(undone: int, platform: Platform, account: Dict[str, int], pruned: bool) -> List[str]:
+def _sent(story: Story, name: str, account: Dict[str, int], pruned: bool) -> List[str]:
     """What holds for events and reports alike."""
     wrong = []
+    platform, undone = story.platforms[name], story.process.undone[name]
     if account["pending"]:
         wrong.append(f"{account['pending']} are still pending")
     known = sum(arrival.known for arrival in platform.arrivals)
@@ -86,10 +87,12 @@ def _sent(undone: int, platform: Platform, account: Dict[str, int], pruned: bool
     arrived = Counter(arrival.serial for arrival in platform.arrivals)
     repeats = sum(arrived.values()) - len(arrived)
     excused = sum(not arrival.known for arrival in platform.arrivals) + undone
+    # A renamed row is another event once the source has changed under us.
+    excused += len(story.box.renamed) * (_generations(story.config.outbox.path) - 1)
     if repeats > excused and not pruned:
         wrong.append(f"{repeats} were sent again, and only {excused} acceptances were not known")
     for serial, keys in platform.keys.items():
-        if len(keys) > 1:
+        if len(keys) > 1 and serial not in story.box.renamed:
             wrong.append(f"number {serial} was sent under {len(keys)} idempotency keys")
     owners = Counter(key for keys in platform.keys.values() for key in keys)
     if any(count > 1 for count in owners.values()):
@@ -178,6 +181,13 @@ def _account_is_true(path: str) -> List[str]:
     if orphans:
         wrong.append(f"{orphans} copies belong to nothing that is open, {stale} to nothing at all")
     return wrong
+
+
+def _generations(path: str) -> int:
+    """How often the source became another one, the first time included."""
+    with closing(sqlite3.connect(path)) as db:
+        ((number,),) = db.execute("SELECT count(*) FROM generation")
+    return int(number)
 
 
 def _receipts_are_pruned(path: str) -> bool:
