@@ -84,6 +84,24 @@ class Columns:
             name: path for name, path in paths.items() if self.ignored.isdisjoint(_upwards(path))
         }
 
+    def fields(self, values: Mapping[str, Any]) -> Dict[str, Any]:
+        """Return every field of a row; None where there is none."""
+        found = {name: values.get(path) for name, path in self._plain_paths.items()}
+        for name, path in self._dotted_paths.items():
+            found[name] = lookup(values, path)
+        return found
+
+    @cached_property
+    def _plain_paths(self) -> Mapping[str, str]:
+        """Field -> column, for fields that are whole columns."""
+        paths = {name: getattr(self, name) for name in FIELDS}
+        return {name: path for name, path in paths.items() if "." not in path}
+
+    @cached_property
+    def _dotted_paths(self) -> Mapping[str, str]:
+        """Field -> path, for fields that are parts of documents."""
+        return {name: getattr(self, name) for name in FIELDS if name not in self._plain_paths}
+
     def leaving(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return a row without what must not leave the box.
 
@@ -106,15 +124,23 @@ def _without(values: Mapping[str, Any], taken: FrozenSet[str]) -> Dict[str, Any]
     branches = _branches(taken)
     result = {}
     for name, value in values.items():
-        try:
-            rest = _rest(name, value, taken, branches)
-        except Unusable as error:
-            rest = error
-        except RecursionError:
-            rest = Unusable("is nested too deeply")
-        if rest is not None:
-            result[name] = rest
+        if name in taken or value is None:
+            continue
+        if name in branches:
+            value = _rest_or_error(name, value, taken, branches)
+            if value is None:
+                continue
+        result[name] = value
     return result
+
+
+def _rest_or_error(path: str, value: Any, taken: FrozenSet[str], branches: FrozenSet[str]) -> Any:
+    try:
+        return _rest(path, value, taken, branches)
+    except Unusable as error:
+        return error
+    except RecursionError:
+        return Unusable("is nested too deeply")
 
 
 def _rest(path: str, value: Any, taken: FrozenSet[str], branches: FrozenSet[str]) -> Any:

@@ -39,7 +39,7 @@ from .values import (
     is_document,
     number,
     one_of,
-    parsed,
+    parsed_plain,
     picture,
     plain,
     scaled,
@@ -124,7 +124,8 @@ def build(
         "ext_data": _ext_data(row, dev_sno),
     }
     _add_pictures(event, row, pictures, strip)
-    row.notes += _leave_out(event, strip, pictures.when_absent)
+    if strip:
+        row.notes += _leave_out(event, strip, pictures.when_absent)
     if row.notes:
         event["ext_data"][NOTES] = row.notes
     return Built(
@@ -162,8 +163,7 @@ def fingerprint(values: Mapping[str, Any], columns: Columns, key: Union[int, str
     The same for ever: whoever changes this changes the Idempotency-Key of every event.
     """
     parts = [key, *[lookup(values, path) for path in columns.identity_paths]]
-    spelled = [b"%b%d:%b" % (tag, len(data), data) for tag, data in map(_canonical, parts)]
-    return hashlib.blake2b(b"".join(spelled), digest_size=16).digest()
+    return hashlib.blake2b(b"".join(map(_spelled, parts)), digest_size=16).digest()
 
 
 def idempotency_key(dev_sno: str, fingerprint: bytes) -> str:
@@ -171,24 +171,26 @@ def idempotency_key(dev_sno: str, fingerprint: bytes) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"{dev_sno}/{fingerprint.hex()}"))
 
 
-def _canonical(value: Any) -> Tuple[bytes, bytes]:
-    """Return a type tag and the one spelling of a value; the commonest types first."""
+def _spelled(value: Any) -> bytes:
+    """Spell a value in the one way there is: type tag, length, bytes; the commonest types first."""
     if isinstance(value, str):
-        return b"s", value.encode("utf-8", "surrogatepass")
-    if type(value) is int:
-        return b"i", b"%d" % value
-    if type(value) is float:
-        return b"f", repr(value).encode()
-    if value is None:
-        return b"n", b""
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return b"b", bytes(value)
-    if isinstance(value, datetime):
+        tag, data = b"s", value.encode("utf-8", "surrogatepass")
+    elif type(value) is int:
+        tag, data = b"i", b"%d" % value
+    elif type(value) is float:
+        tag, data = b"f", repr(value).encode()
+    elif value is None:
+        tag, data = b"n", b""
+    elif isinstance(value, (bytes, bytearray, memoryview)):
+        tag, data = b"b", bytes(value)
+    elif isinstance(value, datetime):
         moment = value.isoformat() if value.tzinfo is None else str(value - _EPOCH)
-        return b"t", moment.encode()
-    tags = ((bool, b"?"), (int, b"i"), (float, b"f"), (Decimal, b"d"))
-    tag = next((tag for kind, tag in tags if isinstance(value, kind)), b"o")
-    return tag, str(value).encode("utf-8", "surrogatepass")
+        tag, data = b"t", moment.encode()
+    else:
+        tags = ((bool, b"?"), (int, b"i"), (float, b"f"), (Decimal, b"d"))
+        tag = next((tag for kind, tag in tags if isinstance(value, kind)), b"o")
+        data = str(value).encode("utf-8", "surrogatepass")
+    return b"%b%d:%b" % (tag, len(data), data)
 
 
 class _Row:
@@ -197,6 +199,8 @@ class _Row:
     def __init__(self, values: Mapping[str, Any], columns: Columns) -> None:
         self.values = columns.leaving(values)
         self.columns = columns
+        self.fields = columns.fields(self.values)
+        """What is stored of each field; None where there is nothing or it must not leave."""
         self.notes: List[str] = []
 
     def note(self, name: str, what: object) -> None:
@@ -204,39 +208,32 @@ class _Row:
         if line not in self.notes:
             self.notes.append(line)
 
-    def get(self, field: str) -> Any:
-        """Return the stored value of a field; None where there is none or it must not leave."""
-        return lookup(self.values, getattr(self.columns, field))
-
     def required(self, field: str, convert: Callable[[Any], _T]) -> _T:
-        value = self.get(field)
+        value = self.fields[field]
         if value is None:
             raise Unusable(f"{field}: is missing")
         try:
-            return convert(_readable(value))
+            return convert(value)
         except Unusable as error:
-            raise Unusable(f"{field}: {error}") from None
+            raise Unusable(f"{field}: {_reason(value, error)}") from None
 
     def optional(self, field: str, convert: Callable[[Any], _T]) -> Optional[_T]:
         """Return None where there is nothing, or nothing usable, which is noted."""
-        value = self.get(field)
-        if _is_empty(value):
+        value = self.fields[field]
+        if not value and _is_empty(value):
             return None
         try:
-            return convert(_readable(value))
+            return convert(value)
         except (Unusable, TooDeep) as error:
-            self.note(field, f"left out, {error}")
+            self.note(field, f"left out, {_reason(value, error)}")
             return None
 
     def as_json(self, name: str, value: Any) -> Any:
         """Return a value of no field as JSON, JSON text parsed; None where it cannot be sent."""
-
-        def note(what: str) -> None:
-            self.note(name, what)
-
+        note = partial(self.note, name)
         if is_document(value):
             try:
-                return plain(parsed(value), note)
+                return parsed_plain(value, note)
             except (Unusable, TooDeep) as error:
                 note(f"sent as text, {error}")
         try:
@@ -246,10 +243,9 @@ class _Row:
             return None
 
 
-def _readable(value: Any) -> Any:
-    if isinstance(value, Unreadable):
-        raise Unusable(value.reason)
-    return value
+def _reason(value: Any, error: Exception) -> str:
+    """Say why a value cannot be used; what could not even be read says so itself."""
+    return value.reason if isinstance(value, Unreadable) else str(error)
 
 
 def _is_empty(value: Any) -> bool:
@@ -258,13 +254,21 @@ def _is_empty(value: Any) -> bool:
 
 def _group_name(row: _Row) -> str:
     """Return the group's name or, where there is none, its id (protocol section 1)."""
-    present = [name for name in ("group_name", "group_id") if row.get(name) is not None]
+    present = [name for name in ("group_name", "group_id") if row.fields[name] is not None]
     if not present:
         raise Unusable("group_name: is missing, and so is group_id")
     for name in present:
-        if not _is_empty(row.get(name)):
+        if not _is_empty(row.fields[name]):
             return row.required(name, text)
     return ""
+
+
+def _person_type(value: Any) -> int:
+    return one_of(value, 1, 5)
+
+
+def _device_type(value: Any) -> str:
+    return str(one_of(value, 0, 4))
 
 
 def _ext_data(row: _Row, dev_sno: str) -> Dict[str, Any]:
@@ -272,22 +276,21 @@ def _ext_data(row: _Row, dev_sno: str) -> Dict[str, Any]:
     dev_sno = row.optional("dev_sno", text) or dev_sno
     device_ip = row.optional("device_ip", text)
     ep_id = row.optional("ep_id", text) or (device_ip and f"{dev_sno}__{device_ip}")
-    person_type = row.optional("person_type", lambda value: one_of(value, 1, 5))
-    if _is_empty(row.get("person_type")):
+    person_type = row.optional("person_type", _person_type)
+    if _is_empty(row.fields["person_type"]):
         person_type = 1
-    device_type = row.optional("device_type", lambda value: str(one_of(value, 0, 4)))
     known = {
         "dev_sno": dev_sno,
         "device_ip": device_ip,
         "ep_id": ep_id,
         "person_type": person_type,
-        "device_type": device_type,
+        "device_type": row.optional("device_type", _device_type),
     }
     ext: Dict[str, Any] = {name: value for name, value in known.items() if value is not None}
     for name in _FIQA:
         ext[name] = row.optional(name, partial(_json_object, partial(row.note, name))) or {}
-    if not _is_empty(row.get("group_name")):
-        _put(ext, ["group_id"], row.as_json("group_id", row.get("group_id")))
+    if not _is_empty(row.fields["group_name"]):
+        _put(ext, ["group_id"], row.as_json("group_id", row.fields["group_id"]))
     for place, path in row.columns.extras.items():
         _put(ext, place.split("."), row.as_json(place, lookup(row.values, path)))
     for column, value in row.columns.leftovers(row.values).items():
@@ -297,12 +300,12 @@ def _ext_data(row: _Row, dev_sno: str) -> Dict[str, Any]:
 
 
 def _json_object(note: Callable[[str], None], value: Any) -> Dict[str, Any]:
-    document = parsed(value) if isinstance(value, TEXT) else value
+    document = parsed_plain(value, note) if isinstance(value, TEXT) else value
     if document is None:
         return {}
     if not isinstance(document, dict):
         raise Unusable("is not a JSON object")
-    result: Dict[str, Any] = plain(document, note)
+    result: Dict[str, Any] = document if isinstance(value, TEXT) else plain(document, note)
     return result
 
 

@@ -37,15 +37,15 @@ class Unreadable(NamedTuple):
 
 def text(value: Any) -> str:
     """Return text as it stands, UTF-8 bytes decoded, a number as its digits; raise Unusable."""
+    if isinstance(value, str):
+        if not (value.isascii() or _encodable(value)):
+            raise Unusable("is not valid Unicode (a lone surrogate)")
+        return value
     if isinstance(value, BYTES):
         try:
             return bytes(value).decode()
         except UnicodeDecodeError:
             raise Unusable("is not valid UTF-8") from None
-    if isinstance(value, str):
-        if not _encodable(value):
-            raise Unusable("is not valid Unicode (a lone surrogate)")
-        return value
     if isinstance(value, UUID):
         return str(value)
     if isinstance(value, (int, float, Decimal)):
@@ -56,6 +56,8 @@ def text(value: Any) -> str:
 
 def number(value: Any) -> float:
     """Return a finite number, from a number or its text; raise Unusable."""
+    if type(value) is float and math.isfinite(value):
+        return value
     if isinstance(value, TEXT):
         value = text(value).strip()
         if not _NUMBER.fullmatch(value):
@@ -73,6 +75,8 @@ def number(value: Any) -> float:
 
 def one_of(value: Any, first: int, last: int) -> int:
     """Return a whole number from first to last, from a number or its text; raise Unusable."""
+    if type(value) is int and first <= value <= last:
+        return value
     result = number(value)
     if not result.is_integer() or not first <= result <= last:
         raise Unusable(f"is not one of {first} to {last}")
@@ -142,11 +146,32 @@ def parsed(document: Any) -> Any:
     document = text(document)
     try:
         value = orjson.loads(document)
-        if _LONG_INTEGER.search(document):
+        if _has_long_integer(document):
             value = json.loads(document)
     except (ValueError, RecursionError):
         raise Unusable("is not valid JSON") from None
     return value
+
+
+def parsed_plain(document: Any, note: Callable[[str], None]) -> Any:
+    """Parse JSON text or bytes into what plain makes of it; raise Unusable, or TooDeep.
+
+    What orjson reads is plain already, unless it nests deeply or holds a number beyond 64 bits.
+    """
+    document = text(document)
+    value = parsed(document)
+    depth_at_most = document.count("{") + document.count("[")
+    if depth_at_most <= MAX_DEPTH and not _has_long_integer(document):
+        return value
+    return plain(value, note)
+
+
+def _has_long_integer(document: str) -> bool:
+    """Look for 19 digits in a row; a regular expression takes ten times as long.
+
+    orjson reads integers beyond 64 bits as rounded floats; the standard library keeps them.
+    """
+    return _LONG_INTEGER in document.encode().translate(_DIGITS_AS_ZEROS)
 
 
 def plain(value: Any, note: Callable[[str], None], depth: int = 0) -> Any:
@@ -275,8 +300,6 @@ def scaled(base64_text: str, side: int = 320, max_pixels: int = 25_000_000) -> O
 
 
 def _encodable(value: str) -> bool:
-    if value.isascii():
-        return True
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -285,8 +308,8 @@ def _encodable(value: str) -> bool:
 
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_LONG_INTEGER = re.compile(r"\d{19}")
-"""orjson reads integers beyond 64 bits as rounded floats; the standard library keeps them."""
+_DIGITS_AS_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+_LONG_INTEGER = b"0" * 19
 _DOCUMENT = re.compile(r"\s*[{\[]")
 _ISO = re.compile(
     r"(?P<day>\d{4}-\d\d-\d\d)"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import string
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from se3_uploader.payload import Strip, Unusable, strip_pictures
+from se3_uploader.values import TooDeep, parsed, parsed_plain, plain
 from tests.payloads import ROW, VALIDATOR, built, ext_of
 
 SCALARS = (
@@ -71,3 +72,27 @@ def test_any_text_survives(texts: Dict[str, str]) -> None:
     ext = ext_of({**{f"x_{name}": value for name, value in texts.items()}, **ROW})
     for name, value in texts.items():
         assert ext[f"x_{name}"] == value
+
+
+def read(way: Any, document: str) -> Any:
+    """What a way of reading a document returns, with what it notes, or how it refuses it."""
+    notes: List[str] = []
+    try:
+        return way(document, notes.append), notes
+    except (Unusable, TooDeep) as refusal:
+        return repr(refusal)
+
+
+@settings(deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    ),
+    st.sampled_from([0, 99, 100, 101]),
+)
+def test_the_short_way_to_read_a_document_is_no_other(value: Any, depth: int) -> None:
+    """JSON text that is not walked again gives the same, to the letter, as when it is."""
+    document = "[" * depth + json.dumps(value) + "]" * depth
+    walked = read(lambda text, note: plain(parsed(text), note), document)
+    assert read(parsed_plain, document) == walked
