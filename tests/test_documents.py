@@ -7,10 +7,12 @@ import os
 import pathlib
 import re
 import shlex
+import socket
 import sqlite3
 import subprocess
 import sys
 import textwrap
+import urllib.request
 from contextlib import closing
 from typing import Any, Dict, Iterator, List, Set
 
@@ -19,6 +21,7 @@ import yaml
 
 from se3_uploader import cli, config, config_check
 from tests.http_server import Server
+from tests.site import Process, Site
 
 TOP = pathlib.Path(__file__).parent.parent
 PROGRAM = TOP / "se3_uploader"
@@ -289,6 +292,30 @@ def test_quoted_messages_are_the_programs_own(page):
     for message in quoted:
         for part in filter(None, message.split("…")):
             assert part in said, message
+
+
+def test_every_metric_is_listed(tmp_path):
+    """The tables list what a daemon offers Prometheus, name and kind; the alerts use no others."""
+    pytest.importorskip("prometheus_client", reason="needs prometheus-client, extra 'metrics'")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        listen = f"127.0.0.1:{free.getsockname()[1]}"
+    site = Site(tmp_path)
+    with Server() as platform:
+        settings = site.configure(platform.url, metrics={"listen": listen})
+        with Process(settings) as daemon:
+            daemon.wait_for("metrics are at")
+            with urllib.request.urlopen(f"http://{listen}/metrics") as answer:
+                kinds = dict(re.findall(r"(?m)^# TYPE (\w+) (\w+)$", answer.read().decode()))
+    offered = {name: kind for name, kind in kinds.items() if not name.endswith("_created")}
+    page = text_of(TOP / "docs" / "metrics.md")
+    listed = dict(re.findall(r"(?m)^\| `(se3_uploader_\w+)` \| (\w+) \|", page))
+    # Only there once a platform has shown a certificate.
+    assert listed.pop("se3_uploader_certificate_expiry_timestamp_seconds") == "gauge"
+    assert listed == offered
+    alerts = yaml.safe_load(text_of(TOP / "docs" / "alerts" / "se3-uploader.yml"))
+    expressions = [rule["expr"] for group in alerts["groups"] for rule in group["rules"]]
+    assert len(expressions) == 3
+    assert set(re.findall(r"se3_uploader_\w+", " ".join(expressions))) <= set(offered)
 
 
 def test_the_architecture_names_every_module():
