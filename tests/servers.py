@@ -6,6 +6,7 @@ where the server is not installed, so that a test can skip visibly.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -92,6 +93,7 @@ class Server:
 @contextmanager
 def mariadb(folder: Path) -> Iterator[Server]:
     """MariaDB with a database ``events`` and a user ``box`` who may do everything in it."""
+    _driver("pymysql")
     install, daemon = _program("mariadb-install-db"), _program("mariadbd", "/usr/sbin/mariadbd")
     data = folder / "mariadb"
     subprocess.run(
@@ -121,6 +123,7 @@ def mariadb(folder: Path) -> Iterator[Server]:
 @contextmanager
 def postgresql(folder: Path) -> Iterator[Server]:
     """PostgreSQL with a database ``events`` and a user ``box`` who owns it."""
+    _driver("psycopg2")
     newest = sorted(
         Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name)
     )
@@ -170,6 +173,7 @@ def _postgresql(as_user: List[str], programs: Path, data: str, log: Path) -> Ite
 @contextmanager
 def mongodb(folder: Path) -> Iterator[Server]:
     """A server of MongoDB's wire protocol, secantusdb (Python >= 3.10; small data only)."""
+    _driver("pymongo")
     program = _program("secantusd-py", str(Path(sys.executable).with_name("secantusd-py")))
     port = free_port()
     command = [program, "--port", str(port), "--storage-path", str(folder / "mongo")]
@@ -208,6 +212,11 @@ def _running(server: Server) -> Iterator[None]:
         yield
     finally:
         server.stop()
+
+
+def _driver(name: str) -> None:
+    if importlib.util.find_spec(name) is None:
+        raise Missing(f"the Python package {name} is not installed")
 
 
 def _program(*names: str) -> str:
