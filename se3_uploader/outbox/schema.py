@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
@@ -136,7 +137,7 @@ def connect_readonly(path: str, *, timeout: float = 5.0) -> peewee.SqliteDatabas
     Raises OutboxMissing, OutboxError, OutboxDamaged.
     """
     try:
-        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        _refuse_unless(path, os.R_OK)
     except FileNotFoundError:
         raise OutboxMissing(
             f"there is no outbox at {path} yet: the daemon makes it at its first start"
@@ -166,20 +167,35 @@ def _make_private(path: str) -> None:
     folder = os.path.dirname(os.path.abspath(path))
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            os.close(os.open(path, flags, 0o600))
+        except FileExistsError:
+            pass
+        found = os.lstat(path)
+        if stat.S_ISLNK(found.st_mode):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        _refuse_unless(path, os.R_OK | os.W_OK)
     except OSError as error:
         raise OutboxError(
             f"cannot make or open {path}: {error.strerror}. The folder must be writable by this"
             " user, and the file no symbolic link (outbox.path)"
         ) from None
-    try:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise OutboxError(f"{path} is no regular file: name another one (outbox.path)")
-        if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) != 0o600:
-            os.fchmod(handle, 0o600)
-    finally:
-        os.close(handle)
+    if not stat.S_ISREG(found.st_mode):
+        raise OutboxError(f"{path} is no regular file: name another one (outbox.path)")
+    if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) != 0o600:
+        os.chmod(path, 0o600)
+
+
+def _refuse_unless(path: str, mode: int) -> None:
+    """Raise OSError where the file is not there or may not be used so; never open it.
+
+    Closing any handle of a file drops all locks that this process holds on it, also those of
+    another connection to the outbox: somebody else would then delete its write-ahead log.
+    """
+    os.stat(path)
+    if not os.access(path, mode, effective_ids=os.access in os.supports_effective_ids):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _migrate(database: peewee.SqliteDatabase) -> None:
