@@ -54,9 +54,9 @@ def run(options: argparse.Namespace, loaded: config.Config) -> int:
     interrupted = _stop_signals(started)
     stuck, why = False, None
     try:
-        with backfill_progress.shown(options.json) as tell:
+        with backfill_progress.shown(options.json, started.progress) as tell:
             while not (interrupted or stuck) and started.step():
-                tell(started.progress)
+                tell()
                 stuck = started.is_stuck()
         why = started.progress().trouble
     finally:
@@ -105,26 +105,30 @@ def _wanted(options: argparse.Namespace, loaded: config.Config) -> Wanted:
     for name in names:
         if name not in known:
             raise UsageError(f"there is no endpoint {name}; known are: {', '.join(known)}")
+    settled = round((now - loaded.source.settle) * 1000)
+    young = loaded.source.settle > 0 and until > settled
     words = [options.since, options.until, *sorted(names), options.resend, options.pictures]
     return Wanted(
         since=since,
-        until=until,
+        until=max(since, settled) if young else until,
         endpoints=tuple(known[name] for name in names),
         rate=options.rate,
         resend=options.resend,
         strip=Strip.REQUESTED if options.pictures == "strip" else Strip.NOTHING,
         words=json.dumps(words),
+        cut=young,
     )
 
 
 def _moment(option: str, text: str, now: float) -> int:
     try:
         moment = times.parse_time(text, now)
-        _both(moment)
-    except (OverflowError, OSError):
-        raise UsageError(f"{option} {text} is too far away") from None
     except ValueError as error:
         raise UsageError(f"{option} {text} {error}") from None
+    try:
+        _both(moment)
+    except (ValueError, OverflowError, OSError):
+        raise UsageError(f"{option} {text} is too far away") from None
     return moment
 
 
@@ -150,6 +154,8 @@ def _plan_lines(wanted: Wanted, found: Plan) -> List[str]:
     ]
     if wanted.begun:
         lines.append("The same command was interrupted: it goes on, with the range it had then.")
+    if wanted.cut:
+        lines.append("Younger events may still be incomplete (source.settle): the daemon's part.")
     if not found.events:
         return [*lines, "The event database holds no events of that time: nothing to do."]
     for name, share in found.shares.items():
@@ -209,12 +215,16 @@ def _named(states: Counter[int]) -> Dict[str, int]:
 
 
 def _local(epoch_ms: int) -> str:
-    return datetime.fromtimestamp(epoch_ms / 1000).astimezone().isoformat(timespec="seconds")
+    return _iso(datetime.fromtimestamp(epoch_ms / 1000).astimezone())
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds" if moment.microsecond else "seconds")
 
 
 def _both(epoch_ms: int) -> str:
     utc = datetime.fromtimestamp(epoch_ms / 1000, timezone.utc)
-    return f"{_local(epoch_ms)} ({utc:%Y-%m-%d %H:%M:%S} UTC)"
+    return f"{_local(epoch_ms)} ({_iso(utc.replace(tzinfo=None))} UTC)"
 
 
 def _say(lines: List[str], _: Dict[str, Any]) -> None:

@@ -38,6 +38,8 @@ class Wanted:
     """REQUESTED: send without pictures."""
     words: str = ""
     """The request as it was typed, by which it is known again after an interruption."""
+    cut: bool = False
+    """The range ends sooner than was typed: younger rows may still be incomplete."""
     begun: Optional[Backfill] = None
     """The same request, where it was interrupted before."""
 

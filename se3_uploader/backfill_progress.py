@@ -15,30 +15,29 @@ LINE_EVERY = 10.0
 """Seconds between two lines where there is no terminal."""
 BAR_EVERY = 0.2
 
-Look = Callable[[], Progress]
-Tell = Callable[[Look], None]
-"""Called at every step; looks only when it is time to say something."""
+Tell = Callable[[Progress], None]
 
 
 @contextmanager
-def shown(as_json: bool) -> Iterator[Tell]:
-    """Show progress on standard output for as long as the block lasts."""
+def shown(as_json: bool, look: Callable[[], Progress]) -> Iterator[Callable[[], None]]:
+    """Show progress on standard output; the block calls what it is lent at every step."""
     began = time.monotonic()
     if sys.stdout.isatty() and not as_json:
         with _bar(began) as tell:
-            yield _every(BAR_EVERY, tell)
+            yield _every(BAR_EVERY, look, tell)
+            tell(look())
         return
 
     def tell_line(progress: Progress) -> None:
         print(_json(progress, began) if as_json else _line(progress, began), flush=True)
 
-    yield _every(LINE_EVERY, tell_line)
+    yield _every(LINE_EVERY, look, tell_line)
 
 
-def _every(seconds: float, tell: Callable[[Progress], None]) -> Tell:
+def _every(seconds: float, look: Callable[[], Progress], tell: Tell) -> Callable[[], None]:
     told = time.monotonic()
 
-    def tell_in_time(look: Look) -> None:
+    def tell_in_time() -> None:
         nonlocal told
         now = time.monotonic()
         if now - told >= seconds:
@@ -87,7 +86,7 @@ def _json(progress: Progress, began: float) -> str:
 
 
 @contextmanager
-def _bar(began: float) -> Iterator[Callable[[Progress], None]]:
+def _bar(began: float) -> Iterator[Tell]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
 
