@@ -52,9 +52,15 @@ def as_nobody(work: Callable[[], int]) -> int:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return os.WEXITSTATUS(os.waitpid(child, 0)[1])
 
 
-def modes(folder: Path) -> Dict[str, int]:
+def let_in(folder: Path) -> None:
+    """Let other users into a temporary folder of pytest."""
+    for each in (folder, *list(folder.parents)[:2]):
+        each.chmod(0o755)
+
+
+def sizes(folder: Path) -> Dict[str, int]:
     """Name -> size of everything in a folder."""
     return {path.name: path.stat().st_size for path in folder.iterdir()}

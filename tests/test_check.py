@@ -19,7 +19,7 @@ from se3_uploader.config import Config
 
 from .http_server import Server
 from .site import Process, Site, deliver, event
-from .terminals import as_nobody, modes
+from .terminals import as_nobody, let_in, sizes
 
 TOP = Path(__file__).parent.parent
 PICTURE = "c3BvdCBwaWN0dXJl" * 40
@@ -57,17 +57,17 @@ def test_a_site_in_order_passes(site, platform, capsys):
     for part in ("uploader.yaml: ", "event database events: ", "newest event: ", "outbox folder: ",
                  "/outbox.db: ", "disk of the outbox: ", "p0: "):  # fmt: skip
         assert sum(part in line for line in lines) == 1, part
-    assert platform.connections == 1
+    platform.wait_until(lambda: platform.connections == 1)
     assert platform.received == 0
 
 
 def test_it_leaves_no_trace(site, platform):
     """Neither outbox nor lock is made, and the event database stays as it is."""
     config = site.configure(platform.url)
-    before = modes(site.folder)
+    before = sizes(site.folder)
     assert cli.main(["check", "-c", config.path]) == 0
-    assert modes(site.outbox.parent) == {}
-    assert modes(site.folder) == before
+    assert sizes(site.outbox.parent) == {}
+    assert sizes(site.folder) == before
 
 
 def test_it_works_beside_a_running_daemon(site, platform):
@@ -249,8 +249,7 @@ def test_a_folder_that_is_not_there_yet_is_fine_where_it_can_be_made(site, platf
 
 def test_a_user_without_rights_is_told_what_is_missing(site, platform, tmp_path, capfd):
     """A folder of another user fails; one that cannot be made may yet be made by the service."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    let_in(tmp_path)
     config = site.configure(platform.url)
     assert as_nobody(lambda: cli.main(["check", "-c", config.path])) == 1
     out = capfd.readouterr().out

@@ -22,7 +22,7 @@ from se3_uploader.outbox import letters
 
 from .http_server import DROP, Reply, Server
 from .site import Process, Site, Uploader, deliver, refusing
-from .terminals import as_nobody, on_a_terminal
+from .terminals import as_nobody, let_in, on_a_terminal
 
 NEVER_UP = "http://127.0.0.1:9/HistoryEvent"
 
@@ -284,8 +284,7 @@ def test_an_outbox_that_may_not_be_read_is_said_so(site, tmp_path, capfd):
     with Server() as platform:
         config = site.configure(platform.url)
         deliver(config)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    let_in(tmp_path)
     site.outbox.parent.chmod(0o700)
     assert as_nobody(lambda: cli.main(["status", "-c", config.path])) == 75
     assert "Permission denied; do this as root" in capfd.readouterr().err
