@@ -46,16 +46,18 @@ def locked(name: str = r"[\w-]+") -> str:
     return "".join(re.findall(rf"^{name}==.*\n(?: +--hash.*\n)+", text, re.M))
 
 
-def build_wheel(dist: Path, work: Path) -> Path:
-    """Build the wheel from the files under version control, with the locked setuptools."""
+def check_out(to: Path) -> Path:
+    """The files of the commit, and nothing that merely lies about."""
+    to.mkdir(parents=True)
+    archive = to.with_suffix(".tar")
+    run("git", "-c", "tar.umask=0022", "archive", "--output", archive, "HEAD")
+    shutil.unpack_archive(archive, to)
+    return to
+
+
+def build_wheel(source: Path, dist: Path, work: Path) -> Path:
+    """Build the wheel with the locked setuptools."""
     os.umask(0o022)
-    source = work / "source"
-    tracked = run("git", "ls-files", "-z", "--", "se3_uploader", ":(glob)*").split("\0")
-    for name in filter(None, tracked):
-        target = source / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(TOP / name, target)
-        target.chmod(0o644)
     (work / "setuptools.lock").write_text(locked("setuptools"))
     run(sys.executable, "-m", "venv", work / "venv")
     pip = [work / "venv/bin/python", "-m", "pip", "--disable-pip-version-check"]
@@ -151,9 +153,9 @@ def install(text: str, to: Path, mode: int = 0o644) -> None:
     to.chmod(mode)
 
 
-def lay_out(root: Path, arch: str, version: str, moment: str) -> None:
+def lay_out(source: Path, root: Path, arch: str, version: str, moment: str) -> None:
     """Put everything but /opt/se3-uploader/lib in its place below root."""
-    units, doc = TOP / "systemd", root / "usr/share/doc/se3-uploader"
+    units, doc = source / "systemd", root / "usr/share/doc/se3-uploader"
     for unit in sorted(units.glob("*.service")):
         install(unit.read_text(), root / "lib/systemd/system" / unit.name)
     for kind in ("sysusers", "tmpfiles"):
@@ -162,10 +164,10 @@ def lay_out(root: Path, arch: str, version: str, moment: str) -> None:
     install((HERE / "se3-uploader").read_text(), root / "usr/bin/se3-uploader", 0o755)
     completion = root / "usr/share/bash-completion/completions/se3-uploader"
     install((HERE / "completion.bash").read_text(), completion)
-    settings = (TOP / "uploader.yaml").read_text()
+    settings = (source / "uploader.yaml").read_text()
     install(settings, root / "etc/se3-uploader/uploader.yaml")
     install(settings, doc / "examples/uploader.yaml")
-    install((TOP / "README.md").read_text(), doc / "README.md")
+    install((source / "README.md").read_text(), doc / "README.md")
     install(copyright_notice(root / "opt/se3-uploader/lib"), doc / "copyright")
     overrides = (HERE / "lintian-overrides").read_text()
     install(overrides, root / "usr/share/lintian/overrides/se3-uploader")
@@ -185,12 +187,12 @@ def lay_out(root: Path, arch: str, version: str, moment: str) -> None:
         install((HERE / script).read_text(), root / "DEBIAN" / script, 0o755)
 
 
-def build_deb(arch: str, wheel: Path, dist: Path, work: Path, moment: str) -> Path:
+def build_deb(source: Path, arch: str, wheel: Path, dist: Path, work: Path, moment: str) -> Path:
     """Build the package of one architecture."""
     root = work / "root"
     version = wheel.name.split("-")[1]
     merge([*wheels_for(MACHINES[arch], work), wheel], root / "opt/se3-uploader/lib")
-    lay_out(root, arch, version, moment)
+    lay_out(source, root, arch, version, moment)
     for folder in [root, *(path for path in root.rglob("*") if path.is_dir())]:
         folder.chmod(0o755)
     target = dist / f"se3-uploader_{version}_{arch}.deb"
@@ -207,12 +209,14 @@ def main() -> None:
     for unknown in set(arguments.architecture) - set(MACHINES):
         parser.error(f"{unknown}: known are {', '.join(MACHINES)}")
     moment = os.environ["SOURCE_DATE_EPOCH"] = commit_time().strip()
-    arguments.dist.mkdir(parents=True, exist_ok=True)
+    dist = arguments.dist.resolve()
+    dist.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
-        wheel = build_wheel(arguments.dist, Path(work))
+        source = check_out(Path(work, "source"))
+        wheel = build_wheel(source, dist, Path(work))
         print(wheel)
         for arch in arguments.architecture or MACHINES:
-            print(build_deb(arch, wheel, arguments.dist, Path(work, arch), moment))
+            print(build_deb(source, arch, wheel, dist, Path(work, arch), moment))
 
 
 if __name__ == "__main__":

@@ -96,13 +96,12 @@ def test_the_same_commit_gives_the_same_wheel(
     build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(build)
     monkeypatch.setenv("SOURCE_DATE_EPOCH", build.commit_time().strip())
+    sources = {umask: build.check_out(tmp_path / f"{umask:o}/source") for umask in (0o022, 0o077)}
     wheels = []
-    for umask in (0o022, 0o077):
-        folder = tmp_path / f"{umask:o}"
-        folder.mkdir()
+    for umask, source in sources.items():
         before = os.umask(umask)
         try:
-            wheels.append(build.build_wheel(folder, folder / "work").read_bytes())
+            wheels.append(build.build_wheel(source, tmp_path, source.parent).read_bytes())
         finally:
             os.umask(before)
     assert wheels[0] == wheels[1]
