@@ -14,7 +14,7 @@ from typing import Any, Callable, List, Mapping, Optional
 
 import orjson
 
-from . import policy
+from . import payload, policy
 from .config import Config, Endpoint
 from .courier import Courier
 from .intake import Intake
@@ -32,8 +32,10 @@ SANE_CLOCK = 1_577_836_800.0
 STEADY = 600.0
 """Seconds the wall clock must have gone without a jump before anything is deleted by its age."""
 CLOCK_JUMP = 5.0
-RECEIPTS_PRUNED = 1000
+RECEIPTS_PRUNED = 5000
 """Rows of the outbox looked at in one go for receipts that are old."""
+LETTERS = 20
+"""Dead letters whose pictures are dropped in one go."""
 
 MakeSink = Callable[[Endpoint, Callable[[int, policy.Answer], None]], Transport]
 
@@ -69,6 +71,7 @@ class Engine:
         self._recorder = Recorder(outbox, clock, self._cover, self._forget)
         self._copy_at = 0.0
         self._pruned = 0
+        self._copied = True
         self._drift = clock.wall() - clock.monotonic()
         self._steady_since = clock.monotonic()
         self.queues: List[Queue] = []
@@ -276,17 +279,30 @@ class Engine:
         return recorded + sum(1 for e in entries if e and e.row_id is None and e.state == PENDING)
 
     def housekeeping(self) -> None:
-        """Delete a page of receipts that are old, once the wall clock is known to be right."""
+        """Delete receipts and dead letters' pictures that are old, once the wall clock is known
+        to be right; what was deleted does not stay in the write-ahead log."""
+        self._fold()
         wall, now = self._clock.wall(), self._clock.monotonic()
         if abs(wall - now - self._drift) > CLOCK_JUMP:
             self._drift, self._steady_since = wall - now, now
         if self.outbox_error or wall < SANE_CLOCK or now - self._steady_since < STEADY:
             return
-        before = wall - self.config.outbox.keep_delivered
+        keep = self.config.outbox
         try:
+            before = wall - keep.keep_delivered
             self._pruned = self._outbox.prune(before, self._pruned, RECEIPTS_PRUNED) or 0
+            self._outbox.strip_dead(wall - keep.keep_dead_pictures, _without_pictures, LETTERS)
         except OutboxError as error:
             self._recorder.failed(error)
+
+    def _fold(self) -> None:
+        """Once no copy is left, none shall stay in the write-ahead log either."""
+        copied, self._copied = self._copied, bool(self._outbox.copied_bytes)
+        if copied and not self._copied and not self.outbox_error:
+            try:
+                self._outbox.fold()
+            except OutboxError as error:
+                self._recorder.failed(error)
 
     def flush(self) -> None:
         """Act on the answers that are there and write everything, so that nothing is repeated."""
@@ -298,3 +314,7 @@ class Engine:
         deadline = self._clock.monotonic() + timeout
         for queue in self.queues:
             queue.sink.close(max(0.0, deadline - self._clock.monotonic()))
+
+
+def _without_pictures(body: bytes) -> bytes:
+    return payload.strip_pictures(body, payload.Strip.REQUESTED)

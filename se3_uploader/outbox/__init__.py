@@ -1,5 +1,6 @@
 """The outbox: what was seen, what became of it, and copies of payloads that are at risk."""
 
+from .reader import REPORTS, Cursor, EndpointState, Entry
 from .schema import (
     DEAD,
     DELIVERED,
@@ -13,7 +14,7 @@ from .schema import (
     OutboxMissing,
     quarantine,
 )
-from .store import REPORTS, Changes, Cursor, EndpointState, Entry, Outbox
+from .store import Changes, Outbox
 
 __all__ = [
     "DEAD",

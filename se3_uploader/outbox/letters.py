@@ -193,7 +193,7 @@ def retry(path: str, ids: Sequence[int], now: float) -> int:
 
     now: epoch seconds. Raises OutboxError.
     """
-    return _change(path, ids, lambda database, page: _move(database, page, PENDING, now))
+    return _change(path, ids, lambda database, page: move_dead(database, page, PENDING, now))
 
 
 def discard(path: str, ids: Sequence[int], now: float) -> int:
@@ -203,7 +203,7 @@ def discard(path: str, ids: Sequence[int], now: float) -> int:
     """
 
     def discard_page(database: peewee.SqliteDatabase, page: Sequence[int]) -> int:
-        moved = _move(database, page, DISCARDED, now)
+        moved = move_dead(database, page, DISCARDED, now)
         _delete_copies(database, page, (DISCARDED,))
         return moved
 
@@ -219,7 +219,7 @@ def erase(path: str, ids: Sequence[int], now: float) -> int:
     """
 
     def erase_page(database: peewee.SqliteDatabase, page: Sequence[int]) -> int:
-        _move(database, page, DISCARDED, now)
+        move_dead(database, page, DISCARDED, now)
         database.execute_sql(f"UPDATE delivery SET answer = NULL WHERE id IN ({_list(page)})")
         return _delete_copies(database, page, (PENDING, DISCARDED))
 
@@ -261,7 +261,7 @@ def _change(
     return changed
 
 
-def _move(database: peewee.SqliteDatabase, ids: Sequence[int], state: int, now: float) -> int:
+def move_dead(database: peewee.SqliteDatabase, ids: Sequence[int], state: int, now: float) -> int:
     """Move those of some deliveries that are dead to another state, and their account with them."""
     which = f"id IN ({_list(ids)}) AND state = {DEAD}"
     accounts = database.execute_sql(
