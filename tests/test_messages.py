@@ -5,7 +5,6 @@ Each is brought about for real; the text is what an operator sees: the log, or t
 
 from __future__ import annotations
 
-import datetime
 import os
 import re
 import shutil
@@ -26,7 +25,7 @@ from se3_uploader.lock import Lock, daemon_lock
 from .http_server import DROP, HANG, Reply, Server
 from .site import Process, Site, Uploader, event, refusing
 from .test_documents import TOP, prose, run
-from .test_sink_tls import CA, server_tls
+from .test_sink_tls import CA, not_yet_valid, server_tls
 
 QUICK = {"connect": "300ms", "read": "300ms", "total": "600ms"}
 
@@ -121,12 +120,10 @@ def unknown_authority(site: Site, _: Told) -> str:
         return away(site, platform.url)
 
 
-def not_yet_valid(site: Site, _: Told) -> str:
-    """Its certificate begins tomorrow, as every one does for a clock in 1970."""
+def out_of_date(site: Site, _: Told) -> str:
+    """By this machine's clock its certificate is not valid."""
     CA.cert_pem.write_to_path(str(site.folder / "ca.pem"))
-    tomorrow = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=1)
-    certificate = CA.issue_cert("127.0.0.1", not_before=tomorrow)
-    with Server(tls=server_tls(certificate)) as platform:
+    with Server(tls=not_yet_valid()) as platform:
         return away(site, platform.url, tls={"ca_file": str(site.folder / "ca.pem")})
 
 
@@ -405,7 +402,7 @@ SITUATIONS: Dict[str, Callable[[Site, Told], str]] = {
         f"HTTP {status}": answering(Reply(status)) for status in (500, 503, 429, 401, 403, 404, 405)
     },
     "certificate refused: …": unknown_authority,
-    "check the clock of this box": not_yet_valid,
+    "check the clock of this box": out_of_date,
     "no secure connection: …": certificate_wanted,
     "would go unencrypted to a public address; use https": in_a_network_of_its_own("server.url"),
     "the service's user must be able to read it": token_gone,
