@@ -118,7 +118,8 @@ class Intake:
         return queue.well or self._outbox.pending_count(queue.id) < WINDOW
 
     def _take_in(self, queue: Queue) -> bool:
-        if not queue.begun and self._start == "latest":
+        # A crash may leave a generation without places: its past belongs to us all the same.
+        if not queue.begun and self._start == "latest" and not self._outbox.has_begun(queue.id):
             self._begin_at_newest(queue)
         page = self._source.look(queue.cursor.position, PAGE)
         if not self._is_same_history(queue, page):

@@ -9,7 +9,8 @@ from typing import Deque, Optional, Tuple
 from .outbox import Cursor
 from .source import Key, Look
 
-NOWHERE = Cursor(None, None, None)
+NOWHERE = Cursor(None, b"", None)
+"""The place of an endpoint that has begun and has not seen a row yet."""
 
 
 def same_history(cursor: Cursor, look: Look) -> bool:

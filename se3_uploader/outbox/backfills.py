@@ -147,7 +147,7 @@ class Backfills:
         """Rows that stood in the source: those at the cursors, and those recorded last."""
         rows = self._run(
             "SELECT position, fingerprint FROM ledger"
-            " WHERE generation_id = ? AND fingerprint IS NOT NULL"
+            " WHERE generation_id = ? AND position IS NOT NULL"
             " UNION SELECT key, fingerprint FROM (SELECT key, fingerprint FROM delivery"
             " WHERE generation_id = ? ORDER BY id DESC LIMIT ?)",
             generation, generation, limit,

@@ -54,8 +54,8 @@ class Cursor(NamedTuple):
 
     position: Optional[Key]
     """The last row seen, None: none yet."""
-    fingerprint: Optional[bytes]
-    """Of the row at the position."""
+    fingerprint: bytes
+    """Of the row at the position; empty where there is none."""
     settled: Optional[Key]
     """Rows up to here are no longer looked for when they become visible late."""
 
@@ -100,16 +100,22 @@ class Reader:
 
     def cursor(self, endpoint_id: int, generation_id: int) -> Optional[Cursor]:
         """Where an endpoint stands, None where it has not begun."""
+        # A backfill may have opened the account of an endpoint that has no place yet.
         found = self.read(
             "SELECT position, fingerprint, settled FROM ledger"
-            " WHERE endpoint_id = ? AND generation_id = ?",
+            " WHERE endpoint_id = ? AND generation_id = ? AND fingerprint IS NOT NULL",
             endpoint_id, generation_id,
         )  # fmt: skip
         return Cursor(*found[0]) if found else None
 
     def has_begun(self, endpoint_id: int) -> bool:
         """Has an endpoint ever taken its place in a source?"""
-        return bool(self.read("SELECT 1 FROM ledger WHERE endpoint_id = ? LIMIT 1", endpoint_id))
+        return bool(
+            self.read(
+                "SELECT 1 FROM ledger WHERE endpoint_id = ? AND fingerprint IS NOT NULL LIMIT 1",
+                endpoint_id,
+            )
+        )
 
     def generation(self, source: str) -> Optional[Tuple[int, int]]:
         """(id, number) of the newest generation of a source, None where it was never seen."""
