@@ -219,6 +219,15 @@ def test_a_discard_deletes_the_payload_and_is_recorded(site, capsys):
     assert site.account() == sums(seen=5, delivered=3, lost=2)
 
 
+def test_what_is_no_dead_letter_any_more_is_left_alone(site):
+    """Somebody else may have been faster between the question and the answer."""
+    config = bury(site, 2)
+    assert letters.retry(config.outbox.path, [1, 2, 3], time.time()) == 1
+    assert letters.discard(config.outbox.path, [1, 2, 3], time.time()) == 0
+    assert site.account() == sums(seen=5, delivered=4, pending=1)
+    assert [state for (state,) in site.rows("SELECT state FROM delivery")] == [1, 0, 1, 1, 1]
+
+
 @pytest.mark.parametrize("action", ["retry", "discard"])
 def test_ids_that_are_no_dead_letters_change_nothing(site, action, capsys):
     """One wrong id among right ones: exit code 1, the wrong one is named, all stays as it was."""
