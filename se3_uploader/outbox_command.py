@@ -29,15 +29,12 @@ HARMLESS = {
 """Fields of a HistoryEvent that tell nothing about the person."""
 PICTURES = ("reg_pic", "spot_pic")
 
-Configured = argparse.ArgumentParser
-"""A parser that knows -c/--config."""
 
-
-def add_arguments(parser: argparse.ArgumentParser, configured: Configured) -> None:
-    """Declare the commands below `outbox` and their options."""
+def add_arguments(parser: argparse.ArgumentParser, configured: argparse.ArgumentParser) -> None:
+    """Declare the commands below `outbox` and their options; configured: knows -c/--config."""
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     wanted = argparse.ArgumentParser(add_help=False, parents=[configured])
-    wanted.add_argument("ids", metavar="ID", type=int, nargs="*", help="as list shows them")
+    wanted.add_argument("ids", metavar="ID", type=_id, nargs="*", help="as list shows them")
     wanted.add_argument("--endpoint", metavar="NAME", help="only of this endpoint")
     wanted.add_argument("--reason", metavar="TEXT", help="only where the reason holds this text")
     wanted.add_argument("--since", metavar="T", type=_time, help="ended then or later, e.g. -2d")
@@ -59,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser, configured: Configured) -> No
         change.add_argument("--yes", action="store_true", help="do not ask")
 
 
+def _id(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is no id, outbox list shows them")
+    return int(text)
+
+
 def _time(text: str) -> float:
     try:
         return times.parse_time(text, time.time()) / 1000
@@ -74,11 +77,15 @@ def run(options: argparse.Namespace, loaded: Config) -> int:
     )  # fmt: skip
     opened = Letters(loaded.outbox.path)
     try:
-        if options.action == "discard" and options.person is not None:
+        if options.action == "list":
+            return _list(options, wanted, opened)
+        if options.action == "show":
+            return _show(options, wanted, opened)
+        if options.action == "retry":
+            return _retry(options, wanted, opened, loaded)
+        if options.person is not None:
             return _erase(options, wanted, opened, loaded)
-        return {"list": _list, "show": _show, "retry": _retry, "discard": _discard}[options.action](
-            options, wanted, opened, loaded
-        )
+        return _discard(options, wanted, opened, loaded)
     finally:
         opened.close()
 
@@ -101,8 +108,7 @@ def _all_known(ids: Sequence[int], opened: Letters, state: Optional[int] = None)
 # Looking
 
 
-def _list(options: argparse.Namespace, wanted: Filter, opened: Letters, loaded: Config) -> int:
-    del loaded
+def _list(options: argparse.Namespace, wanted: Filter, opened: Letters) -> int:
     if not _all_known(wanted.ids, opened):
         return PROBLEM
     found = opened.find(wanted)
@@ -192,8 +198,7 @@ def _blocks(found: Sequence[Letter]) -> Iterator[Any]:
         yield Padding(Text(f"{text}\n{letter.reason or ''}".rstrip()), (0, 0, 0, 2))
 
 
-def _show(options: argparse.Namespace, wanted: Filter, opened: Letters, loaded: Config) -> int:
-    del loaded
+def _show(options: argparse.Namespace, wanted: Filter, opened: Letters) -> int:
     if not _all_known(wanted.ids, opened):
         return PROBLEM
     ids = wanted.ids or tuple(letter.id for letter in opened.find(wanted, (DEAD,)))
