@@ -68,7 +68,8 @@ def test_every_command_says_what_it_does(capsys):
 
 @pytest.mark.parametrize(
     "wrong",
-    [[], ["fly"], ["status", "--jsn"], ["outbox"], ["outbox", "list", "x"], ["outbox", "show", "99999999999999999999"],
+    [[], ["fly"], ["status", "--jsn"], ["outbox"], ["outbox", "list", "x"],
+     ["outbox", "show", "99999999999999999999"],
      ["outbox", "list", "--since", "yesterday"], ["receive", "--fail", "2"]],
 )  # fmt: skip
 def test_wrong_usage_is_2_and_says_what_is_wrong(wrong, capsys):
