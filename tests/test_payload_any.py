@@ -78,7 +78,7 @@ def read(way: Any, document: str) -> Any:
     """What a way of reading a document returns, with what it notes, or how it refuses it."""
     notes: List[str] = []
     try:
-        return way(document, notes.append), notes
+        return repr((way(document, notes.append), notes))
     except (Unusable, TooDeep) as refusal:
         return repr(refusal)
 

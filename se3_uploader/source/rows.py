@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from sys import getsizeof
 from typing import (
     Any,
     Callable,
@@ -122,11 +123,11 @@ def _or_nan(moment: Optional[int]) -> float:
 
 def size_of(value: Any) -> int:
     """Return about how many bytes of memory a value keeps."""
-    if isinstance(value, (str, bytes)):
-        return 64 + len(value)
     if isinstance(value, dict):
-        value = list(value.values())
-    return 64 + sum(map(size_of, value)) if isinstance(value, list) else 64
+        value = value.values()
+    elif not isinstance(value, list):
+        return getsizeof(value)
+    return 64 + sum([size_of(v) if type(v) in (dict, list) else getsizeof(v) for v in value])
 
 
 def _put(document: Dict[str, Any], path: List[str], value: Any) -> None:

@@ -49,6 +49,8 @@ class SqlSource(ABC):
     _parameter = "%s"
     _octets = "OCTET_LENGTH({})"
     """Expression for the bytes of a column."""
+    _refuses_long = False
+    """Whether the engine can be told to read no value that is too long."""
     _long_types: Optional[FrozenSet[int]] = None
     """Type codes of the columns that can be long; None: all."""
     _read_time: Optional[float] = None
@@ -63,6 +65,8 @@ class SqlSource(ABC):
         self._make = RowMaker(source)
         self._settle = Settle(source.settle)
         self._database: Optional[peewee.Database] = None
+        self._whole_of: Optional[Tuple[Dict[str, Optional[int]], Whole]] = None
+        """The columns last read and how."""
         columns = self._make.columns
         self._key = [source.key] if columns.id is None else [source.key, columns.id]
         self._sql = Statements(source, self._key, self._quote, self._parameter)
@@ -97,22 +101,21 @@ class SqlSource(ABC):
         return Look(at, newest, refs[:settled])
 
     def rows(self, keys: Sequence[Key], pictures: Sequence[str], max_bytes: int) -> Rows:
-        """Read whole rows, each by a statement of its own: no more is held than was asked for."""
+        """Read whole rows, and hold hardly more of them than was asked for."""
         found: List[Row] = []
         missing: List[Key] = []
         used = 0
         with self._session() as database:
             whole = self._whole(database, self._make.unwanted(pictures))
-            for key in keys:
-                if found and used >= max_bytes:
-                    break
-                values = self._whole_row(database, whole, key)
+            for key, values in self._whole_rows(database, whole, keys, max_bytes):
                 if values is None:
                     missing.append(key)
                     continue
                 ref = self._make.ref(key, values)
                 found.append(Row(ref, self._make.with_files(values, pictures)))
                 used += size_of(values)
+                if used >= max_bytes:
+                    break
         return Rows(found, missing)
 
     def newest(self) -> Optional[Key]:
@@ -304,13 +307,29 @@ class SqlSource(ABC):
     def _whole(self, database: peewee.Database, unwanted: Collection[str]) -> Whole:
         """Prepare to read all columns but the unwanted."""
         types = {n: code for n, code in self._types(database).items() if n not in unwanted}
-        long = [
-            name
-            for name, code in types.items()
-            if (not self._long_types or code in self._long_types)
-            and name not in self._make.columns.identity  # which look has read, too
-        ]
-        return self._sql.whole(list(types), long, self._octets.format)
+        if self._whole_of is None or self._whole_of[0] != types:
+            long = [
+                name
+                for name, code in types.items()
+                if (not self._long_types or code in self._long_types)
+                and name not in self._make.columns.identity  # which look has read, too
+            ]
+            whole = self._sql.whole(
+                list(types), long, self._octets.format, measured=not self._refuses_long
+            )
+            self._whole_of = (types, whole)
+        return self._whole_of[1]
+
+    def _whole_rows(
+        self,
+        database: peewee.Database,
+        whole: Whole,
+        keys: Sequence[Key],
+        _max_bytes: int,
+    ) -> Iterator[Tuple[Key, Optional[Dict[str, Any]]]]:
+        """Yield each key with its row, None where there is none; read when it is asked for."""
+        for key in keys:
+            yield key, self._whole_row(database, whole, key)
 
     def _whole_row(
         self, database: peewee.Database, whole: Whole, key: Key

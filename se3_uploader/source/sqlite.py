@@ -5,17 +5,25 @@ from __future__ import annotations
 import os
 import sqlite3
 import sys
-from typing import ClassVar, List, Optional, Tuple, Union
+from contextlib import closing, contextmanager
+from time import monotonic
+from typing import Any, ClassVar, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 from urllib.parse import quote, unquote
 
 import peewee
 
 from .. import config
 from . import Key, SourceError
-from .keys import encode
+from .keys import decode, encode
 from .pictures import MAX_BYTES
 from .sql import SqlSource
 from .statements import Statement, Values, Whole
+
+_READ_TIME = 0.03
+"""Seconds after which a read lets the writer go on."""
+
+_TOGETHER = 100
+"""Rows that one statement reads at most."""
 
 _BUSY_TIMEOUT = 2.0
 """Seconds that we wait for the writer."""
@@ -39,7 +47,8 @@ class SqliteSource(SqlSource):
     _begin = "BEGIN"
     _parameter = "?"
     _octets = "length(CAST({} AS BLOB))"
-    _read_time = 0.03
+    _read_time = _READ_TIME
+    _refuses_long = sys.version_info >= (3, 11)
     _errors = (peewee.PeeweeException, sqlite3.Error)
     _advice: ClassVar = {
         "database is locked": "its writer keeps it locked, we try again",
@@ -133,18 +142,41 @@ class SqliteSource(SqlSource):
         finally:
             connection.text_factory = str
 
+    def _whole_rows(
+        self, database: peewee.Database, whole: Whole, keys: Sequence[Key], max_bytes: int
+    ) -> Iterator[Tuple[Key, Optional[Dict[str, Any]]]]:
+        """Read what one statement can hold ahead, and the rest row by row."""
+        ahead = self._together(database, whole, keys[:_TOGETHER], max_bytes)
+        for key in keys:
+            values = ahead.pop(key, None)
+            yield key, values or self._whole_row(database, whole, key)
+
+    def _together(
+        self, database: peewee.Database, whole: Whole, keys: Sequence[Key], max_bytes: int
+    ) -> Dict[Key, Dict[str, Any]]:
+        """Read rows by one statement, up to max_bytes, to the first that makes difficulties."""
+        found: Dict[Key, Dict[str, Any]] = {}
+        if len(self._key) > 1:
+            return found
+        sql = f"{whole.together}({', '.join('?' * len(keys))})"
+        deadline, used = monotonic() + _READ_TIME, 0
+        with _limit(database.connection()) as connection, closing(connection.cursor()) as cursor:
+            try:
+                for key, *values in cursor.execute(sql, [decode(key, 1)[0] for key in keys]):
+                    found[encode([key])] = dict(zip(whole.names, values))
+                    used += sum(map(sys.getsizeof, values))
+                    if used >= max_bytes or monotonic() > deadline:
+                        break
+            except sqlite3.Error:
+                pass  # which one and why shows when each is read by itself
+        return found
+
     def _short_row(self, database: peewee.Database, whole: Whole, place: Values) -> List[Values]:
-        """Let SQLite itself refuse what is too long, where Python can tell it to (3.11)."""
-        if sys.version_info < (3, 11):
-            return super()._short_row(database, whole, place)
-        connection = database.connection()
-        usual = connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_BYTES)
-        try:
-            return self._fetch(database, Statement(whole.plain, place))[0]
-        except (peewee.DataError, sqlite3.DataError):
-            return []
-        finally:
-            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, usual)
+        with _limit(database.connection()):
+            try:
+                return super()._short_row(database, whole, place)
+            except (peewee.DataError, sqlite3.DataError):
+                return []
 
     def _key_is_rowid(self, database: peewee.Database) -> bool:
         """Tell whether a single writer counts the key up, so that key order is commit order."""
@@ -161,6 +193,19 @@ class SqliteSource(SqlSource):
 
     def _place(self) -> str:
         return self._path
+
+
+@contextmanager
+def _limit(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """Have SQLite refuse to read what is too long, where Python can tell it to."""
+    if sys.version_info < (3, 11):
+        yield connection
+        return
+    usual = connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_BYTES)
+    try:
+        yield connection
+    finally:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, usual)
 
 
 def _text(raw: bytes) -> Union[str, bytes]:

@@ -32,9 +32,10 @@ class Whole(NamedTuple):
     names: List[str]
     long: List[str]
     """Those of the columns that can be too long."""
-    plain: str
     short: str
-    """Finds the row only where no value is too long."""
+    """Finds the row only where no value is too long, or leaves that to the engine."""
+    together: str
+    """The same for several rows, the key column first; a list of its values is to follow."""
     guarded: str
     """Leaves out what is too long; after the columns, 1 for each of the long that was left out."""
 
@@ -90,12 +91,18 @@ class Statements:
         some = f"SELECT 1 FROM {self.relation} WHERE {where.sql} LIMIT {limit:d}"
         return Statement(f"SELECT COUNT(*) FROM ({some}) AS counted", where.parameters)
 
-    def whole(self, names: List[str], long: List[str], octets: Callable[[str], str]) -> Whole:
-        """Prepare to read columns of a row; octets is the engine's expression for a length."""
+    def whole(
+        self, names: List[str], long: List[str], octets: Callable[[str], str], measured: bool
+    ) -> Whole:
+        """Prepare to read columns of a row; octets is the engine's expression for a length.
+
+        Not measured: the engine itself refuses what is too long.
+        """
         columns = {name: self._column(name) for name in names}
         sizes = [f"COALESCE({octets(columns[name])}, 0)" for name in long]
-        plain = f"SELECT {', '.join(columns.values())} FROM {self.relation} WHERE {self._here}"
-        short = "".join(f" AND {size} <= {MAX_BYTES}" for size in sizes)
+        short = "".join(f"{size} <= {MAX_BYTES} AND " for size in sizes if measured)
+        read = f"{', '.join(columns.values())} FROM {self.relation} WHERE {short}"
+        key = self._column(self._key[0])
         for name, size in zip(long, sizes):
             columns[name] = f"CASE WHEN {size} <= {MAX_BYTES} THEN {columns[name]} END"
         too_long = [f"CASE WHEN {size} > {MAX_BYTES} THEN 1 END" for size in sizes]
@@ -103,8 +110,8 @@ class Statements:
         return Whole(
             names,
             long,
-            f"{plain} LIMIT 1",
-            f"{plain}{short} LIMIT 1",
+            f"SELECT {read}{self._here} LIMIT 1",
+            f"SELECT {key}, {read}{key} IN ",
             f"{guarded} WHERE {self._here} LIMIT 1",
         )
 
