@@ -67,7 +67,7 @@ class Intake:
     def _place(self, queue: Queue, cursor: Optional[Cursor]) -> None:
         queue.begun = cursor is not None
         queue.cursor = cursor or NOWHERE
-        queue.caught_up = False
+        queue.at_end = False
         queue.lookback = Lookback(self._config.lookback)
         if queue.cursor.position is not None:
             queue.lookback.moved(queue.cursor.position, self._monotonic())
@@ -93,15 +93,16 @@ class Intake:
             self._failed(error)
             return
         self._hints = [] if changed else [hint for hint in self._hints if hint > now]
-        if changed or self.error:
-            for queue in self._queues:
-                queue.caught_up = False
+        for queue in self._queues:
+            queue.lookback.owed |= changed or self.error is not None
+            if queue.lookback.owed:
+                queue.at_end = False
 
     def tail(self, queue: Queue) -> bool:
         """Take the next events in for an endpoint; True when there may be more at once."""
         if not self.enabled or self._recorder.error or self._monotonic() < self._again_at:
             return False
-        if queue.caught_up or not queue.has_room() or not self._has_window(queue):
+        if queue.at_end or not queue.has_room() or not self._has_window(queue):
             return False
         try:
             more = self._take_in(queue)
@@ -139,10 +140,10 @@ class Intake:
             queue.begun = True
         if queue.seen:
             self._recorder.touch()
-        sweeping = not self._source.ordered and self._sweep(queue, queue.lookback)
+        sweeping = self._sweep(queue, queue.lookback)
         # A page may be short because the source kept its read short for the writer's sake.
         at_end = not page.refs or page.refs[-1].key == page.newest
-        queue.caught_up = at_end and not sweeping
+        queue.at_end = at_end and not sweeping
         return bool(page.refs) or sweeping
 
     def _is_same_history(self, queue: Queue, page: Look) -> bool:
@@ -177,6 +178,9 @@ class Intake:
 
     def _sweep(self, queue: Queue, lookback: Lookback) -> bool:
         """Look again at a page of the recent past, for rows that became visible late."""
+        if self._source.ordered:
+            lookback.owed = False
+            return False
         if not lookback.begin(queue.cursor, self._monotonic()):
             return False
         page = self._source.look(lookback.at, PAGE)

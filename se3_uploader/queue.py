@@ -71,8 +71,8 @@ class Queue:
     lookback: Lookback = field(default_factory=lambda: Lookback(0.0))
     begun: bool = False
     """The place in the source is decided (source.start) and recorded."""
-    caught_up: bool = False
-    """The last look at the source brought everything there is."""
+    at_end: bool = False
+    """The last look at the source brought everything that follows the cursor."""
     recorded: bool = True
     """The outbox may hold pending entries that are not in memory."""
 
@@ -104,6 +104,11 @@ class Queue:
     def is_events(self) -> bool:
         """Does it receive events (else status reports)?"""
         return self.endpoint.kind == "history_event"
+
+    @property
+    def caught_up(self) -> bool:
+        """Was everything seen that the source holds, also what became visible late?"""
+        return self.at_end and not self.lookback.owed
 
     @property
     def strict(self) -> bool:

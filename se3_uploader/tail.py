@@ -9,6 +9,9 @@ from typing import Deque, Optional, Tuple
 from .outbox import Cursor
 from .source import Key, Look
 
+_PASSED = 128
+"""Positions remembered, twice what lookback needs; without one a row is looked for longer."""
+
 NOWHERE = Cursor(None, b"", None)
 """The place of an endpoint that has begun and has not seen a row yet."""
 
@@ -32,8 +35,10 @@ class Lookback:
     """Which part of an unordered source is swept again, page by page, for rows that came late."""
 
     seconds: float
-    passed: Deque[Tuple[float, Key]] = field(default_factory=deque)
-    """(monotonic seconds, position): when the cursor went over a position."""
+    owed: bool = True
+    """The source may have changed since the last sweep began."""
+    passed: Deque[Tuple[float, Key]] = field(default_factory=lambda: deque(maxlen=_PASSED))
+    """(monotonic seconds, position): when the cursor came to a position, for some of them."""
     at: Optional[Key] = None
     """Where the sweep under way goes on."""
     until: Optional[Key] = None
@@ -45,14 +50,16 @@ class Lookback:
 
     def moved(self, position: Key, now: float) -> None:
         """Remember when the cursor came to a position."""
-        if not self.passed or now - self.passed[-1][0] >= self.seconds / 60:
-            self.passed.append((now, position))
-        else:
-            self.passed[-1] = (self.passed[-1][0], position)
+        if len(self.passed) > 1 and now - self.passed[-2][0] < self.seconds / 60:
+            self.passed.pop()
+        self.passed.append((now, position))
 
     def begin(self, cursor: Cursor, now: float) -> bool:
         """Begin a sweep, where one is due; True while one is under way."""
-        if self.until is None and now >= self.next_sweep and self.passed:
+        if self.until is None and not self.passed:
+            self.owed = False
+        elif self.until is None and now >= self.next_sweep:
+            self.owed = False
             self.at, self.until, self.settles = cursor.settled, cursor.position, cursor.settled
             self.started = now
             while self.passed and self.passed[0][0] <= now - self.seconds:
