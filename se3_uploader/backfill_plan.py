@@ -9,7 +9,7 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 from . import payload
 from .config import Config, Endpoint
 from .outbox import PENDING, Cursor
-from .outbox.backfills import Backfill, Backfills, Known
+from .outbox.backfills import Backfill, Backfills, is_to_be_sent
 from .payload import Strip, wanted_pictures
 from .source import Key, Source
 from .tail import same_history
@@ -118,7 +118,7 @@ def plan(config: Config, wanted: Wanted, source: Source, outbox: Optional[Backfi
         while len(sample) > 2 * SAMPLE:
             sample, stride = sample[::2], 2 * stride
         for name, share in found.shares.items():
-            known: Dict[Key, Known] = {}
+            known: Counter[Tuple[int, int]] = Counter()
             if outbox is not None and name in ids:
                 known = _known(wanted, source, outbox, ids[name], generation, page)
             _count(share, wanted, len(page.keys), known)
@@ -128,13 +128,13 @@ def plan(config: Config, wanted: Wanted, source: Source, outbox: Optional[Backfi
     return found
 
 
-def _count(share: Share, wanted: Wanted, events: int, known: Dict[Key, Known]) -> None:
+def _count(share: Share, wanted: Wanted, events: int, known: Counter[Tuple[int, int]]) -> None:
     begun = wanted.begun.id if wanted.begun else float("inf")
-    share.to_send += events - len(known)
-    for event in known.values():
-        share.known[event.state] += 1
-        if event.state == PENDING or event.is_to_be_sent(wanted.resend, begun):
-            share.to_send += 1
+    share.to_send += events
+    for (state, lane), number in known.items():
+        share.known[state] += number
+        if state != PENDING and not is_to_be_sent(state, lane, wanted.resend, begun):
+            share.to_send -= number
 
 
 def _generation(config: Config, source: Source, outbox: Backfills) -> Optional[int]:
@@ -156,13 +156,15 @@ def _known(
     endpoint_id: int,
     generation: Optional[int],
     page: Page,
-) -> Dict[Key, Known]:
+) -> Counter[Tuple[int, int]]:
+    """(state, lane) -> how many events of a page the outbox knows."""
     found, doubtful = outbox.known(endpoint_id, generation, page.keys)
     after: Optional[Key] = page.after
     while doubtful:
         exact = source.between(wanted.since, wanted.until, after, SCAN)
         refs = [ref for ref in exact.refs if ref.key in doubtful]
-        found.update(outbox.known_exactly(endpoint_id, None, refs))
+        known = outbox.known_exactly(endpoint_id, None, refs)
+        found.update((event.state, event.lane) for event in known.values())
         if exact.scanned_to is None or any(ref.key == page.keys[-1] for ref in exact.refs):
             break
         after = exact.scanned_to

@@ -46,15 +46,16 @@ class Known(NamedTuple):
     lane: int
     generation_id: int
 
-    def is_to_be_sent(self, resend: bool, begun: float) -> bool:
-        """Is it to be queued (once more) by the backfill with the id begun?
 
-        One that was lost is, since the source has it after all. With resend so is all that came to
-        its end, unless this backfill or one that was asked for later has queued it already.
-        """
-        if self.state == PENDING:
-            return False
-        return self.state == LOST or (resend and self.lane < begun)
+def is_to_be_sent(state: int, lane: int, resend: bool, begun: float) -> bool:
+    """Is a known event to be queued once more by the backfill with the id begun?
+
+    One that was lost is, since the source has it after all. With resend so is all that came to its
+    end, unless this backfill or one that was asked for later has queued it already.
+    """
+    if state == PENDING:
+        return False
+    return state == LOST or (resend and lane < begun)
 
 
 class Queued(NamedTuple):
@@ -158,26 +159,31 @@ class Backfills:
 
     def known(
         self, endpoint_id: int, generation: Optional[int], keys: Sequence[Key]
-    ) -> Tuple[Dict[Key, Known], Set[Key]]:
-        """What is known of events by their keys alone, and the keys for which that says nothing.
+    ) -> Tuple[Counter[Tuple[int, int]], Set[Key]]:
+        """(state, lane) -> how many events are known by their keys alone; and the other keys.
 
-        A key proves an event only in the newest generation; after a wipe it may be another's. With
-        generation None nothing is proved by a key.
+        A key proves an event only in the newest generation; in an older one it may be another's.
+        With generation None it proves nothing.
         """
-        found: Dict[Key, Known] = {}
+        found: Counter[Tuple[int, int]] = Counter()
         doubtful: Set[Key] = set()
         for start in range(0, len(keys), _KEYS):
             part = keys[start : start + _KEYS]
-            sql = (
-                "SELECT key, id, state, lane, generation_id FROM delivery"
-                f" WHERE endpoint_id = ? AND key IN ({_marks(part)})"
-            )
-            for key, *rest in self._run(sql, endpoint_id, *part):
-                if rest[3] == generation:
-                    found[key] = Known(*rest)
-                else:
-                    doubtful.add(key)
-        return found, doubtful - found.keys()
+            these = f"FROM delivery WHERE endpoint_id = ? AND key IN ({_marks(part)})"
+            old = False
+            for state, lane, proved, number in self._run(
+                f"SELECT state, lane, generation_id IS ?, count(*) {these} GROUP BY 1, 2, 3",
+                generation, endpoint_id, *part,
+            ):  # fmt: skip
+                if proved:
+                    found[state, lane] += number
+                old |= not proved
+            if old:
+                doubtful.update(key for (key,) in self._run(
+                    f"SELECT key {these} GROUP BY key HAVING NOT max(generation_id IS ?)",
+                    endpoint_id, *part, generation,
+                ))  # fmt: skip
+        return found, doubtful
 
     def known_exactly(
         self, endpoint_id: int, generation: Optional[int], refs: Sequence[Ref]
@@ -243,7 +249,7 @@ class Backfills:
                     before = known.get(ref.key)
                     if before is None:
                         fresh[ref.key] = ref
-                    elif before.is_to_be_sent(resend, backfill.id):
+                    elif is_to_be_sent(before.state, before.lane, resend, backfill.id):
                         again.append(before)
                     elif before.lane != backfill.id:
                         others.append(before)
