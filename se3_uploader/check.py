@@ -24,7 +24,7 @@ from .gateway import Reader
 from .outbox import OutboxError, OutboxMissing
 from .outbox.schema import connect_readonly
 from .source import Source, SourceError, open_source
-from .status import free_bytes, nearest_folder
+from .status import EXPIRY, free_bytes, nearest_folder
 from .units import format_duration, format_size
 
 OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "skip"
@@ -32,8 +32,6 @@ OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "skip"
 
 RECENT_EVENTS = 1000
 """Rows in which capture devices are looked for, as the daemon does."""
-EXPIRY = 30 * 86400.0
-"""Seconds before a certificate's end from which on it is worth a word."""
 SHORT = 200
 """Characters of a text in a payload that are shown."""
 

@@ -173,11 +173,7 @@ class Engine:
     def refresh(self) -> None:
         """Notice what another process (a backfill, an operator) put into the outbox, and what
         certificates the platforms show."""
-        for queue in self.queues:
-            ends = queue.sink.certificate_not_after
-            if ends is not None and ends != queue.certificate:
-                queue.certificate = ends
-                self._recorder.set_certificate(queue.id, ends)
+        self._note_certificates()
         try:
             if self._outbox.changed():
                 for queue in self.queues:
@@ -295,6 +291,13 @@ class Engine:
         except OutboxError as error:
             self._recorder.failed(error)
 
+    def _note_certificates(self) -> None:
+        for queue in self.queues:
+            ends = queue.sink.certificate_not_after
+            if ends is not None and ends != queue.certificate:
+                queue.certificate = ends
+                self._recorder.set_certificate(queue.id, ends)
+
     def _fold(self) -> None:
         """Once no copy is left, none shall stay in the write-ahead log either."""
         copied, self._copied = self._copied, bool(self._outbox.copied_bytes)
@@ -307,6 +310,7 @@ class Engine:
     def flush(self) -> None:
         """Act on the answers that are there and write everything, so that nothing is repeated."""
         self._courier.judge_all()
+        self._note_certificates()
         self._recorder.write()
 
     def close(self, timeout: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from . import log, status
@@ -74,6 +75,19 @@ class Metrics:
         for endpoint in found["endpoints"]:
             well.add_metric([endpoint["name"]], float(endpoint["state"] == "ok"))
         yield well
+        certificates = GaugeMetricFamily(
+            f"{PREFIX}_certificate_expiry_timestamp_seconds",
+            "When the platform's certificate ends, epoch seconds.",
+            labels=["endpoint"],
+        )
+        for endpoint in found["endpoints"]:
+            ends = endpoint["certificate_expires"]
+            if ends is not None:
+                certificates.add_metric(
+                    [endpoint["name"]], datetime.fromisoformat(ends).timestamp()
+                )
+        if certificates.samples:
+            yield certificates
         yield from self._without_label(found)
 
     def _without_label(self, found: Dict[str, Any]) -> Iterator[Any]:

@@ -18,6 +18,8 @@ from .source import Key, Source, SourceError, open_source
 
 COUNTED = 1_000_000
 """Events behind that are counted; more are told as so many."""
+EXPIRY = 30 * 86400.0
+"""Seconds before the end of a platform's certificate from which it is worth a word."""
 NOT_CONFIGURED = "not configured"
 """State of an endpoint that has pending or dead deliveries, but is no longer in uploader.yaml."""
 
@@ -28,8 +30,9 @@ def collect(config: Config, now: float) -> Status:
     """Gather the status, of the shape the contract gives ("status --json"); now: epoch seconds.
 
     Besides the contract's keys there are daemon.delivers, source.engine, for each endpoint since,
-    dead_reason and rate_per_s, and in outbox copied_bytes, free_bytes and min_free_bytes. Raises
-    OutboxError where there is an outbox that cannot be read.
+    dead_reason, rate_per_s and certificate_expires, and in outbox
+    copied_bytes, free_bytes and min_free_bytes. Raises OutboxError where there is an outbox that
+    cannot be read.
     """
     found = figures.read(config.outbox.path, config.source.name, now)
     return {
@@ -105,7 +108,7 @@ def _new(endpoint: Endpoint) -> EndpointFigures:
     """Make the figures of an endpoint that nothing was sent to yet."""
     return EndpointFigures(
         name=endpoint.name, kind=endpoint.kind, url=endpoint.url, state=policy.OK, since=None,
-        error=None, next_attempt=None, pending=0, delivered=0, dead=0, lost=0,
+        error=None, next_attempt=None, certificate=None, pending=0, delivered=0, dead=0, lost=0,
         last_delivered=None, oldest_pending=None, dead_reason=None, recent=0, begun=0,
         position=None,
     )  # fmt: skip
@@ -129,6 +132,7 @@ def _endpoint(found: EndpointFigures, configured: bool, now: float) -> Dict[str,
         "rate_per_s": round(found.recent / figures.RATE_OVER, 2),
         "last_error": found.error,
         "next_attempt": _iso(found.next_attempt),
+        "certificate_expires": _iso(found.certificate),
     }
 
 

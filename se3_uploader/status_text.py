@@ -8,7 +8,7 @@ from typing import Any, Iterator, List, Mapping, Optional, Tuple
 from rich.console import RenderableType
 from rich.text import Text
 
-from .status import COUNTED, NOT_CONFIGURED
+from .status import COUNTED, EXPIRY, NOT_CONFIGURED
 from .terminal import BAD, GOOD, WORRYING, Line, clock, counted, grid
 from .units import format_duration, format_size
 
@@ -90,6 +90,7 @@ def _endpoint(found: Mapping[str, Any], status: Mapping[str, Any], now: float) -
         lines.append(
             ("next attempt", Text(soon if status["daemon"]["delivers"] else "not running"))
         )
+    lines += _certificate(found, now)
     pending = f"{found['pending']:,}"
     if found["oldest_pending_s"] is not None:
         pending += f", the oldest for {format_duration(found['oldest_pending_s'])}"
@@ -114,6 +115,17 @@ def _state(found: Mapping[str, Any], now: float) -> Text:
         "paused": Text(f"refuses deliveries{since}, probed slowly", style=BAD),
         NOT_CONFIGURED: Text("no longer in uploader.yaml, nothing is sent", style=WORRYING),
     }[found["state"]]
+
+
+def _certificate(found: Mapping[str, Any], now: float) -> Iterator[Line]:
+    """Warn while there is time to have the platform's certificate renewed."""
+    if found["certificate_expires"] is None:
+        return
+    left = _epoch(found["certificate_expires"]) - now
+    if left < EXPIRY:
+        day = found["certificate_expires"][:10]
+        ends = f"ends on {day}, in {format_duration(left)}" if left > 0 else f"ended on {day}"
+        yield "certificate", Text(f"{ends}: have it renewed", style=WORRYING if left > 0 else BAD)
 
 
 def _rate(found: Mapping[str, Any]) -> str:

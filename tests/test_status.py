@@ -94,6 +94,7 @@ def test_the_keys_and_their_kinds_are_those_of_the_contract(site, capsys):
         "pending": "number", "delivered": "number", "dead": "number", "dead_reason": "NoneType",
         "lost": "number", "oldest_pending_s": "number", "last_delivered": "NoneType",
         "rate_per_s": "number", "last_error": "str", "next_attempt": "str",
+        "certificate_expires": "NoneType",
     }  # fmt: skip
     assert shape(found["outbox"]) == {
         "path": "str", "bytes": "number", "max_bytes": "number", "copied_bytes": "number",

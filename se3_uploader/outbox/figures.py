@@ -17,8 +17,8 @@ _PAGE = 1000
 """Rows read at a time in search of recent receipts."""
 _PAGES = 60
 _ACCOUNT = (
-    "name", "kind", "url", "state", "since", "error", "next_attempt", "pending", "delivered",
-    "dead", "lost", "last_delivered", "begun", "position",
+    "name", "kind", "url", "state", "since", "error", "next_attempt", "certificate", "pending",
+    "delivered", "dead", "lost", "last_delivered", "begun", "position",
 )  # fmt: skip
 _OLDEST = 100
 """Rows, in the order they were seen, among which the oldest pending one is looked for."""
@@ -40,6 +40,8 @@ class EndpointFigures:
     """When the first of the failures in a row came."""
     error: Optional[str]
     next_attempt: Optional[float]
+    certificate: Optional[float]
+    """When the platform's certificate ends; None: none was seen."""
     pending: int
     delivered: int
     dead: int
@@ -100,6 +102,7 @@ def _read(database: peewee.SqliteDatabase, path: str, source: str, now: float) -
     accounts = _rows(
         database,
         "SELECT e.id, e.name, e.kind, e.url, e.state, e.since, e.error, e.next_attempt,"
+        " e.certificate,"
         " coalesce(sum(l.pending), 0), coalesce(sum(l.delivered), 0), coalesce(sum(l.dead), 0),"
         " coalesce(sum(l.lost), 0), max(l.last_delivered), here.endpoint_id IS NOT NULL,"
         " here.position"

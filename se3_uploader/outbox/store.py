@@ -89,7 +89,8 @@ class Outbox(Reader):
         with self.transaction() as run:
             run(
                 "INSERT INTO endpoint (name, kind, url) VALUES (?, ?, ?)"
-                " ON CONFLICT (name) DO UPDATE SET kind = excluded.kind, url = excluded.url",
+                " ON CONFLICT (name) DO UPDATE SET kind = excluded.kind, url = excluded.url,"
+                " certificate = CASE WHEN url = excluded.url THEN certificate END",
                 name, kind, url,
             )  # fmt: skip
             return self._one("SELECT id FROM endpoint WHERE name = ?", name)
