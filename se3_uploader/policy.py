@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
+import re
 from dataclasses import dataclass, replace
-from typing import Any, FrozenSet, Mapping, NamedTuple, Optional
+from typing import Any, FrozenSet, Iterable, Mapping, NamedTuple, Optional
+from urllib.parse import unquote
 
 import orjson
 
@@ -236,22 +239,58 @@ def is_dead(rejections: int, passes_since_first: int, in_a_row: int, retry: Retr
 
 
 def redact(answer: bytes, payload: bytes, limit: int = 300) -> str:
-    """The text of an answer for a dead letter: cut, and without any text the event itself held."""
-    text = answer[: 4 * limit].decode("utf-8", "replace")
+    """The text of an answer for a dead letter: cut, and without any text the event itself held.
+
+    A platform may send the event back, escaped, in part, or in another encoding, so words that
+    have anything in common with its texts go, and so do those that no person would write.
+    """
     try:
-        secrets = sorted(_texts(orjson.loads(payload)), key=len, reverse=True)
+        texts = _texts(orjson.loads(payload))
     except orjson.JSONDecodeError:
         return ""
-    for secret in secrets:
-        text = text.replace(secret, "…")
-    text = "".join(c if c.isprintable() else " " for c in text)
-    return text[:limit]
+    said = _unescaped(answer[: 4 * limit].decode("utf-8", "replace"))
+    for text in sorted(texts, key=len, reverse=True):
+        said = said.replace(text, "…")
+    if len(answer) > 4 * limit:
+        said = _WORD_AT_END.sub("", said)  # it may be half a name
+    folded = [text.casefold() for text in texts]
+    said = _WORD.sub(lambda word: "…" if _may_be_personal(word[0], folded) else word[0], said)
+    said = "".join(c if c.isprintable() else " " for c in said)[:limit]
+    return "" if any(text in said.casefold() for text in folded) else said
+
+
+_WORD = re.compile(r"[\w+/=\ufffd-]+")
+_WORD_AT_END = re.compile(_WORD.pattern + r"\Z")
+_LONGEST_WORD = 40
+_LONG_TEXT = 64
+"""Characters; of what is longer, pictures above all, short words would be found by chance."""
+
+
+def _may_be_personal(word: str, texts: Iterable[str]) -> bool:
+    if len(word) > _LONGEST_WORD or "\ufffd" in word:
+        return True
+    if len(word) == 1 and word.isascii():
+        return False
+    word = word.casefold()
+    return any(
+        text in word or ((len(text) <= _LONG_TEXT or len(word) >= 8) and word in text)
+        for text in texts
+    )
+
+
+def _unescaped(text: str) -> str:
+    """Undo the escapes of JSON, HTML and URLs, however often they were laid on each other."""
+    text = unquote(html.unescape(text), errors="replace")
+    text = re.sub(r"\\+u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), text)
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return re.sub(r"\\+[bfnrt]?", lambda escape: " " if escape[0][-1] != "\\" else "", text)
 
 
 def _texts(value: Any) -> FrozenSet[str]:
+    """The texts and numbers of a JSON value, those of a single character left out."""
     if isinstance(value, dict):
         return frozenset().union(*map(_texts, value.values()))
     if isinstance(value, list):
         return frozenset().union(*map(_texts, value))
     text = "" if isinstance(value, bool) or value is None else str(value)
-    return frozenset([text[:64]] if len(text) > 1 else [])
+    return frozenset([text] if len(text) > 1 else [])
