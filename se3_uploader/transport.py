@@ -13,7 +13,7 @@ import ssl
 import threading
 import time
 import warnings
-from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple, Optional
+from typing import IO, TYPE_CHECKING, Any, Callable, Dict, Mapping, NamedTuple, Optional
 from urllib.parse import urlsplit
 
 import requests
@@ -27,6 +27,9 @@ from se3_uploader.credentials import Access
 
 MAX_BODY = 64 * 1024
 """Bytes of an answer's body that are read and kept."""
+
+MAX_HEADERS, MAX_LINE = 100, 64 * 1024
+"""Headers of an answer, and bytes of one of them, as in the standard library."""
 
 SEND_BLOCK = 64 * 1024
 """Bytes handed to a socket at once: each block has the read timeout to leave in."""
@@ -72,11 +75,58 @@ class Reply(NamedTuple):
     """What came back."""
 
     status: int
-    headers: http.client.HTTPMessage
+    headers: Mapping[str, str]
+    """By their names in lower case."""
     body: bytes
     """At most MAX_BODY bytes, undecoded; b"" where it broke off."""
     broken: Optional[Exception]
     """Why the body broke off; None where it did not."""
+
+
+class Response(http.client.HTTPResponse):
+    """The standard library's reader of an answer, but for the headers.
+
+    It has them parsed like those of an e-mail, which takes longer than all the rest of a POST.
+    """
+
+    fields: Mapping[str, str]
+    """The headers by their names in lower case, known after begin."""
+
+    def begin(self) -> None:
+        """Read up to the body; raises OSError or http.client.HTTPException."""
+        version, status, _ = self._read_status()  # type: ignore[attr-defined]
+        while status == http.client.CONTINUE:
+            _read_fields(self.fp)
+            version, status, _ = self._read_status()  # type: ignore[attr-defined]
+        if not version.startswith("HTTP/1."):
+            raise http.client.UnknownProtocol(version)
+        self.status = status
+        self.fields = _read_fields(self.fp)
+        self.chunked = self.fields.get("transfer-encoding", "").lower() == "chunked"
+        self.chunk_left = None
+        length = self.fields.get("content-length", "")
+        told = length.isdecimal() and len(length) < 20 and not self.chunked
+        self.length = int(length) if told else None
+        if status < 200 or status in (http.client.NO_CONTENT, http.client.NOT_MODIFIED):
+            self.length = 0
+        kept = self.fields.get("connection", "").lower()
+        ends = "close" in kept or (version == "HTTP/1.0" and "keep-alive" not in kept)
+        self.will_close = ends or (self.length is None and not self.chunked)
+
+
+def _read_fields(file: IO[bytes]) -> Mapping[str, str]:
+    """Read headers up to the empty line, of those with the same name the first."""
+    fields: Dict[str, str] = {}
+    for _ in range(MAX_HEADERS):
+        line = file.readline(MAX_LINE + 1)
+        if len(line) > MAX_LINE:
+            raise http.client.LineTooLong("header line")
+        if line in (b"\r\n", b"\n", b""):
+            return fields
+        name, _, value = line.decode("latin-1").partition(":")
+        if not name.startswith((" ", "\t")):  # else the line goes on with the one above
+            fields.setdefault(name.strip().lower(), value.strip())
+    raise http.client.HTTPException(f"more than {MAX_HEADERS} headers")
 
 
 class Line:
@@ -154,7 +204,7 @@ class Line:
         http.client.HTTPException.
         """
         fresh = self._connection is None or is_connection_dropped(self._connection)
-        response: Optional[http.client.HTTPResponse] = None
+        response: Optional[Response] = None
         try:
             if self.cut_reason:
                 raise ConnectionAbortedError(self.cut_reason)
@@ -162,7 +212,7 @@ class Line:
                 self.disconnect()
                 self._connect()
             connection: socket.socket = self._connection.sock
-            response = http.client.HTTPResponse(connection, method="POST")
+            response = Response(connection, method="POST")
             tail = f"Idempotency-Key: {key}\r\nContent-Length: {len(body)}\r\n\r\n"
             try:
                 _send(connection, self._head + tail.encode("ascii"), body)
@@ -196,7 +246,7 @@ class Line:
         finally:
             self.disconnect()
 
-    def _read(self, response: http.client.HTTPResponse) -> Reply:
+    def _read(self, response: Response) -> Reply:
         """Read what is kept of a body; a connection with more of it to come is closed."""
         broken: Optional[Exception] = None
         body = b""
@@ -208,7 +258,7 @@ class Line:
             broken, body = error, b""
         if broken or response.will_close or not response.isclosed() or response.status < 200:
             self._hang_up(response)
-        return Reply(response.status, response.headers, body, broken)
+        return Reply(response.status, response.fields, body, broken)
 
     def disconnect(self) -> None:
         """Close the connection, if there is one."""
@@ -220,7 +270,7 @@ class Line:
             self._connection.close()
             self._connection = None
 
-    def _hang_up(self, response: Optional[http.client.HTTPResponse]) -> None:
+    def _hang_up(self, response: Optional[Response]) -> None:
         if response is not None:
             response.close()
         self.disconnect()
