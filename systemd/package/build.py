@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from email.parser import HeaderParser
 from pathlib import Path
 from typing import Dict, List, Sequence
@@ -95,9 +96,11 @@ def wheels_for(machine: str, work: Path) -> List[Path]:
         for wheel in wheels
         if "-cp38-cp38-" in wheel.name and kept_modules(wheel)
     )
-    for python in OTHER_PYTHONS:
-        wheels += fetch(machine, python, compiled, work / python)
-    return wheels
+    with ThreadPoolExecutor() as pool:
+        others = pool.map(
+            lambda version: fetch(machine, version, compiled, work / version), OTHER_PYTHONS
+        )
+        return wheels + [wheel for found in others for wheel in found]
 
 
 def kept_modules(wheel: Path) -> List[str]:

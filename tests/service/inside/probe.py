@@ -5,11 +5,12 @@ import json
 import mmap
 import os
 import socket
+from typing import Callable, Iterator
 
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def works(action):
+def works(action: Callable[[], object]) -> bool:
     """Whether the system let it happen."""
     try:
         return action() is not False
@@ -17,7 +18,7 @@ def works(action):
         return False
 
 
-def writable_folders():
+def writable_folders() -> Iterator[str]:
     """Every folder in which a file could be made."""
     for folder, _, _ in os.walk("/"):
         path = os.path.join(folder, ".probe")
