@@ -62,6 +62,8 @@ class Courier:
     def deliver(self, queue: Queue) -> bool:
         """Send what the endpoint may have in flight, and build a little ahead; True when anything
         was done."""
+        if queue.raising and not self._recorder.error:
+            self._raise_buried(queue)
         now, sent = self._monotonic(), False
         while queue.slots(now) and not self._recorder.is_full:
             if not queue.ready and not self._prepare(queue, now):
@@ -152,6 +154,7 @@ class Courier:
         """The payload of an entry; None where it has none, and so ended. Raises SourceError."""
         if not self._intake.is_same_event(queue, entry, row):
             self._lose(queue, entry, REPLACED)
+            self._intake.take_in(queue, row.ref)
             return None
         try:
             return payload.build(
@@ -239,7 +242,8 @@ class Courier:
         entry.attempts += 1
         if verdict.outcome == policy.DELIVERED:
             queue.health = policy.accepted(before, queue.endpoint.max_in_flight, answer.seconds)
-            queue.buried.clear()
+            if not queue.raising:
+                queue.buried.clear()
             stripped = entry.strip in (payload.Strip.SPOT, payload.Strip.BOTH)
             self._recorder.end(entry, DELIVERED, "stripped" if stripped else None)
         elif verdict.outcome == policy.TOO_LARGE:
@@ -295,8 +299,7 @@ class Courier:
         wait = policy.backoff(entry.rejections, self._config.retry, self._random())
         queue.again(entry, flight.body, now + wait)
         self._recorder.note(entry)
-        if queue.health.state == policy.PAUSED and queue.buried:
-            self._raise_buried(queue)
+        queue.raising |= queue.health.state == policy.PAUSED and bool(queue.buried)
 
     def _bury(self, queue: Queue, flight: Flight, answer: policy.Answer, reason: str) -> None:
         """A dead letter keeps a copy of its payload."""
@@ -316,7 +319,7 @@ class Courier:
             self._recorder.failed(error)
             return
         queue.buried.clear()
-        queue.recorded = True
+        queue.raising, queue.recorded = False, True
 
     def _tell(self, queue: Queue, before: policy.Health) -> None:
         """Record how an endpoint fares; log when an outage starts, lasts and ends.

@@ -154,8 +154,8 @@ class Intake:
         # The row at the position is gone, so ask those that were seen before it.
         for ref in self._outbox.recent(queue.id, self.generation, WITNESSES):
             now = self._source.look(ref.key, 1).at
-            if now is not None:
-                return now.fingerprint == ref.fingerprint
+            if now is not None and now.fingerprint != ref.fingerprint:
+                return False
         return True
 
     def _add(self, queue: Queue, page: Look) -> List[Tuple[Ref, Optional[Entry]]]:
@@ -175,6 +175,15 @@ class Intake:
                 queue.fresh.append(entry)
                 new[ref] = entry
         return [(ref, new.get(ref)) for ref in page.refs]
+
+    def take_in(self, queue: Queue, ref: Ref) -> None:
+        """Take in a row that was met under the key of another event, unless it is known.
+
+        The cursor may have gone over it, when it was that other event.
+        """
+        for _, entry in self._add(queue, Look(None, None, [ref])):
+            if entry is not None:
+                self._recorder.note(entry)
 
     def _sweep(self, queue: Queue, lookback: Lookback) -> bool:
         """Look again at a page of the recent past, for rows that became visible late."""

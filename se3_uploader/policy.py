@@ -104,10 +104,13 @@ def backoff(
 ) -> float:
     """Seconds to wait after so many failures in a row, random being uniform in [0, 1).
 
-    Full jitter: anywhere up to base * 2^(failures-1), at most cap. What the platform asked for
-    (Retry-After) wins between that wait and cap.
+    Full jitter: anywhere up to base * 2^(failures-1). From the cap on it is from half of the cap to
+    cap: among boxes that wait anywhere up to cap, twice as many as on average are due in the first
+    moments after an outage (benchmarks/fleet.py). What the platform asked for (Retry-After) wins
+    between that wait and cap.
     """
-    wait = random * min(retry.cap, retry.base * 2.0 ** min(failures - 1, 60))
+    ceiling = retry.base * 2.0 ** min(failures - 1, 60)
+    wait = random * ceiling if ceiling < retry.cap else retry.cap * (0.5 + random / 2)
     if retry_after is not None:
         wait = max(wait, min(retry_after, retry.cap))
     return wait

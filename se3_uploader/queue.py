@@ -89,6 +89,8 @@ class Queue:
     flights: Dict[int, Flight] = field(default_factory=dict)
     buried: List[Entry] = field(default_factory=list)
     """Died by rejection since the last acceptance: raised again if the platform proves broken."""
+    raising: bool = False
+    """They are to be raised, as soon as the outbox can be written."""
     copy_at: float = 0.0
     """When payloads at risk are looked for again."""
     certificate: Optional[float] = None

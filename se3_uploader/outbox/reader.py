@@ -169,13 +169,22 @@ class Reader:
         return found
 
     def recent(self, endpoint_id: int, generation_id: int, limit: int) -> List[Ref]:
-        """The references recorded last, newest first."""
-        rows = self.read(
-            "SELECT key, fingerprint FROM delivery WHERE endpoint_id = ? AND generation_id = ?"
-            " ORDER BY id DESC LIMIT ?",
-            endpoint_id, generation_id, limit,
-        )  # fmt: skip
-        return [Ref(key, bytes(fingerprint)) for key, fingerprint in rows]
+        """The references recorded last, and those with the greatest keys, limit of each.
+
+        Those of older generations, where nothing was recorded in this one.
+        """
+        found: List[Ref] = []
+        for condition in (f"generation_id = {generation_id:d}", "generation_id > 0"):
+            for order in ("id", "key"):
+                rows = self.read(
+                    f"SELECT key, fingerprint FROM delivery WHERE endpoint_id = ? AND {condition}"
+                    f" ORDER BY {order} DESC LIMIT ?",
+                    endpoint_id, limit,
+                )  # fmt: skip
+                found += [Ref(key, bytes(fingerprint)) for key, fingerprint in rows]
+            if found:
+                break
+        return found
 
     def pending(self, endpoint_id: int, limit: int, loaded: Collection[int] = ()) -> List[Entry]:
         """At most limit pending entries that are not loaded yet (row ids), live ones first."""

@@ -62,9 +62,9 @@ class Box:
             self._db.execute("BEGIN")
             rows = [self._insert(size) for _ in range(count)]
             for event, values in rows:
-                # The last one stays, so that the ids before it are taken.
-                is_last = event is rows[-1][0]
-                if not self.ordered and not is_last and self._rng.random() < 0.15:
+                # The first shows that the ids were given out again, and the last keeps them taken.
+                outer = event in (rows[0][0], rows[-1][0])
+                if not self.ordered and not outer and self._rng.random() < 0.15:
                     self._db.execute("DELETE FROM event WHERE id = ?", (event.row_id,))
                     visible_at = self._clock.now + self._rng.uniform(0.1, LATEST)
                     self._late.append((visible_at, event, values))

@@ -100,9 +100,7 @@ def _sent(story: Story, name: str, account: Dict[str, int], pruned: bool) -> Lis
     return wrong
 
 
-def _events(
-    story: Story, platform: Platform, account: Dict[str, int], safe: Set[int]
-) -> List[str]:
+def _events(story: Story, platform: Platform, account: Dict[str, int], safe: Set[int]) -> List[str]:
     wrong, events = [], story.box.events
     arrived = {arrival.serial for arrival in platform.arrivals}
     given_up = {serial for serial in events if _may_be_dead(platform, serial)}
@@ -114,7 +112,9 @@ def _events(
         wrong.append(f"never arrived though the box still holds them: {living[:10]}")
     if missing & safe:
         wrong.append(f"never arrived though there was a copy: {sorted(missing & safe)[:10]}")
-    if account["lost"] > len(story.box.deleted) + len(given_up) + _unusable(story):
+    # A renamed row may be lost as what it was, and arrive as what it is.
+    may_be_lost = story.box.deleted | given_up | story.box.renamed
+    if account["lost"] > len(may_be_lost) + _unusable(story):
         wrong.append(f"{account['lost']} are lost, and the box deleted {len(story.box.deleted)}")
     if account["dead"] > len(given_up) + _unusable(story):
         wrong.append(f"{account['dead']} are dead, and only {len(given_up)} had a reason")

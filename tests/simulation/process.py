@@ -29,7 +29,7 @@ class FaultyOutbox(Outbox):
     full = False
     rotten = False
     started_over = False
-    unwritten_reports: Set[int] = set()
+    unwritten_reports: Set[int]
 
     def write(self, changes: Changes) -> None:
         """Write, or not."""
@@ -118,13 +118,16 @@ class Process:
         )  # fmt: skip
 
     def _make_sink(self, endpoint: Endpoint, collect: Callable[..., None]) -> SimulatedSink:
-        platform = self.platforms[endpoint.name]
         if self.outbox.started_over:
             # Old sinks are closed and new ones are made: nothing is delivered by the new account.
-            self.undone[endpoint.name] = _known(platform)
-            self.forgotten_reports.update(range(self.reports + 1))
-            self.safe[endpoint.name].clear()
-        return SimulatedSink(endpoint, collect, self.network, platform)
+            self._forget_everything()
+        return SimulatedSink(endpoint, collect, self.network, self.platforms[endpoint.name])
+
+    def _forget_everything(self) -> None:
+        for name, platform in self.platforms.items():
+            self.undone[name] = _known(platform)
+            self.safe[name].clear()
+        self.forgotten_reports.update(range(self.reports + 1))
 
     def step(self) -> float:
         """Do what the loop of the daemon does once; returns seconds until something is due."""

@@ -61,12 +61,11 @@ class Story:
             ),
             history_event=config.HistoryEvent(
                 endpoints=tuple(
-                    self._endpoint("history_event", f"p{n}") for n in range(rng.choice((1, 1, 2, 3)))
+                    self._endpoint("history_event", f"p{n}")
+                    for n in range(rng.choice((1, 1, 2, 3)))
                 )
             ),
-            device_status=config.DeviceStatus(
-                endpoints=status, keep=rng.choice(("latest", "all"))
-            ),
+            device_status=config.DeviceStatus(endpoints=status, keep=rng.choice(("latest", "all"))),
             retry=config.Retry(base=1.0, cap=60.0),
             outbox=config.Outbox(
                 path=os.path.join(self.folder, "outbox.db"),
@@ -200,9 +199,7 @@ class Story:
             if endpoint is not None and generation is not None and name != "status":
                 refs = self.process.source.between(since, until, None, 1000).refs
                 begun = outbox.begin(f"{len(self.told)}", since, until)
-                outbox.enqueue(
-                    begun, endpoint, generation, refs, room=1000, strip=0, resend=resend
-                )
+                outbox.enqueue(begun, endpoint, generation, refs, room=1000, strip=0, resend=resend)
         finally:
             outbox.close()
 

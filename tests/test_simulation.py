@@ -1,0 +1,181 @@
+"""The engine under every fault at once: thousands of seeded stories, and an oracle that is tested.
+
+``python -m tests.simulation --seeds 1-2000`` tells more of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import time
+import uuid
+from typing import Any
+
+import pytest
+
+from se3_uploader import courier
+from se3_uploader.courier import Courier
+from se3_uploader.intake import Intake
+from se3_uploader.outbox import LOST, Changes, Outbox
+from se3_uploader.policy import Answer
+from se3_uploader.queue import Queue
+
+from .simulation.__main__ import run_seed, run_seeds, tell
+
+CAUGHT_WITHIN = 120
+"""Seeds in which the oracle has to notice that an engine is broken."""
+
+
+ACCEPTED = Answer(status=200, body=b'{"status": 0}')
+
+
+def check(seeds: range) -> None:
+    """Run seeds; those that fail are told with what reproduces them."""
+    failed, sums = run_seeds(seeds)
+    assert sums["arrivals"] > sums["events"] > 0
+    assert not failed, "\n".join(tell(seed, *failed[seed]) for seed in failed)
+
+
+def test_some_seeds() -> None:
+    """Whatever happens, all invariants hold in the end."""
+    check(range(1, 61))
+
+
+@pytest.mark.slow
+def test_two_thousand_seeds() -> None:
+    """The same for 2,000 other stories, in less than five minutes."""
+    began = time.monotonic()
+    check(range(10_001, 12_001))
+    assert time.monotonic() - began < 300
+
+
+def test_same_seed_same_story() -> None:
+    """A seed tells the same story in every process, whatever the hashes of strings are there."""
+    stories = [
+        subprocess.run(
+            [sys.executable, "-m", "tests.simulation", "--seeds", "17", "--tell"],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True,
+        ).stdout
+        for hash_seed in ("1", "2")
+    ]  # fmt: skip
+    assert stories[0] == stories[1]
+    assert len(stories[0].splitlines()) > 5
+
+
+def caught() -> str:
+    """What the oracle says of the first seed in which it notices something."""
+    for seed in range(1, CAUGHT_WITHIN + 1):
+        wrong, _, _ = run_seed(seed)
+        if wrong:
+            return "\n".join(wrong)
+    return ""
+
+
+def test_oracle_notices_delivered_before_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that takes every answer for an acceptance loses events."""
+    judge = Courier._judge
+    monkeypatch.setattr(
+        Courier, "_judge", lambda self, queue, flight, _: judge(self, queue, flight, ACCEPTED)
+    )
+    assert "never arrived" in caught()
+
+
+def test_oracle_notices_a_skipped_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that overlooks one row in fifty loses it."""
+    add, count = Intake._add, itertools.count(1)
+
+    def overlook(self: Intake, queue: Queue, page: Any) -> Any:
+        refs = [ref for ref in page.refs if next(count) % 50]
+        return add(self, queue, page._replace(refs=refs))
+
+    monkeypatch.setattr(Intake, "_add", overlook)
+    assert "never arrived" in caught()
+
+
+def test_oracle_notices_a_cursor_of_its_own_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cursor that is written before the rows it covers skips them after a crash."""
+    write = Outbox.write
+
+    def in_two(self: Outbox, changes: Changes) -> None:
+        if changes.cursors:
+            write(self, Changes(cursors=changes.cursors))
+        write(self, changes)
+
+    monkeypatch.setattr(Outbox, "write", in_two)
+    assert "never arrived" in caught()
+
+
+def test_oracle_notices_a_retry_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that gives an event up after some failures loses it."""
+    failed = Courier._failed
+
+    def give_up(self: Courier, queue: Queue, flight: Any, answer: Answer, verdict: Any) -> None:
+        if flight.entry.attempts > 2:
+            self._recorder.end(flight.entry, LOST, "too many attempts")
+        else:
+            failed(self, queue, flight, answer, verdict)
+
+    monkeypatch.setattr(Courier, "_failed", give_up)
+    assert "are lost" in caught()
+
+
+def test_oracle_notices_keys_that_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A retry under another idempotency key is a second event to the platform."""
+    monkeypatch.setattr(Courier, "_idempotency_key", lambda *_: str(uuid.uuid4()))
+    assert "idempotency keys" in caught()
+
+
+def test_oracle_notices_shared_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key made of the row's id alone belongs to another event after a wipe."""
+    monkeypatch.setattr(Courier, "_idempotency_key", lambda _, entry: f"row {entry.key}")
+    assert "same idempotency key" in caught()
+
+
+def test_oracle_notices_repetitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that does not know its receipts sends a restored database once more."""
+    monkeypatch.setattr(Outbox, "known", lambda *_: set())
+    assert "sent again" in caught()
+
+
+def test_oracle_notices_late_rows_that_stay_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that only looks ahead misses the rows that become visible late."""
+    monkeypatch.setattr(Intake, "_sweep", lambda *_: False)
+    assert "never arrived" in caught()
+
+
+def test_oracle_notices_events_blamed_for_a_broken_platform(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Events that all died while the platform rejected everything had no reason to."""
+    monkeypatch.setattr(courier.policy, "is_dead", lambda rejections, *_: rejections > 3)
+    monkeypatch.setattr(Courier, "_raise_buried", lambda *_: None)
+    assert "never arrived" in caught()
+
+
+def test_oracle_notices_copies_that_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was copied before the box deleted it has to arrive."""
+    copied_body = Courier._copied_body
+    monkeypatch.setattr(
+        Courier,
+        "_copied_body",
+        lambda self, queue, entry: None if queue.is_events else copied_body(self, queue, entry),
+    )
+    assert "there was a copy" in caught()
+
+
+def test_oracle_notices_an_account_that_does_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outbox that counts an event as delivered twice is found out."""
+    save = Outbox._save
+
+    def twice(self: Outbox, entry: Any, tally: Any, new_ids: Any) -> int:
+        saved = save(self, entry, tally, new_ids)
+        if tally.counts[1] == 3:
+            tally.seen += 1
+            tally.add(1, 1)
+        return saved
+
+    monkeypatch.setattr(Outbox, "_save", twice)
+    assert "delivered by the account" in caught()
