@@ -32,7 +32,7 @@ MAX_HEADERS, MAX_LINE = 100, 64 * 1024
 """Headers of an answer, and bytes of one of them, as in the standard library."""
 
 SEND_BLOCK = 64 * 1024
-"""Bytes handed to a socket at once: each block has the read timeout to leave in."""
+"""Bytes handed to TLS at once: each block has the read timeout to leave in."""
 
 OBJECTION = 0.5
 """Seconds a platform has to refuse our certificate when a connection is only tried."""
@@ -215,7 +215,7 @@ class Line:
             response = Response(connection, method="POST")
             tail = f"Idempotency-Key: {key}\r\nContent-Length: {len(body)}\r\n\r\n"
             try:
-                _send(connection, self._head + tail.encode("ascii"), body)
+                send(connection, self._head + tail.encode("ascii"), body)
             except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
                 pass  # A platform may answer and hang up without reading on.
             response.begin()
@@ -348,15 +348,20 @@ def _head(target: str, prepared: requests.PreparedRequest) -> bytes:
     return "\r\n".join([*lines, ""]).encode("latin-1")
 
 
-def _send(connection: socket.socket, head: bytes, body: bytes) -> None:
-    """Send in blocks, as the time limit of a socket is for everything that it is handed at once."""
-    if len(body) < SEND_BLOCK:
-        connection.sendall(head + body)
+def send(connection: socket.socket, head: bytes, body: bytes) -> None:
+    """Send in pieces, as the time limit of a socket is for one call, however much it is to send."""
+    if type(connection) is not socket.socket:  # TLS, which cannot send from two places at once
+        connection.sendall(head + body[:SEND_BLOCK])
+        for start in range(SEND_BLOCK, len(body), SEND_BLOCK):
+            connection.sendall(memoryview(body)[start : start + SEND_BLOCK])
         return
-    connection.sendall(head)
-    view = memoryview(body)
-    for start in range(0, len(view), SEND_BLOCK):
-        connection.sendall(view[start : start + SEND_BLOCK])
+    rest = [memoryview(head), memoryview(body)]
+    while rest:
+        sent = connection.sendmsg(rest)
+        while rest and sent >= len(rest[0]):
+            sent -= len(rest.pop(0))
+        if rest:
+            rest[0] = rest[0][sent:]
 
 
 if TYPE_CHECKING:

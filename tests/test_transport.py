@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import os
 import socket
+import threading
 from typing import Any, List
 
 import pytest
 
-from se3_uploader.transport import Response
+from se3_uploader.transport import Response, send
 
 ANSWERS = {
     "usual": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Type: text/plain\r\n\r\n{}",
@@ -54,3 +56,19 @@ def read(kind: Any, answer: bytes) -> List[Any]:
 def test_an_answer_is_read_as_by_the_standard_library(answer: bytes) -> None:
     """Status, headers, body, and whether the connection can be used again, are the same."""
     assert read(Response, answer) == read(http.client.HTTPResponse, answer)
+
+
+def test_a_long_body_leaves_in_whatever_pieces_the_line_takes() -> None:
+    """However little of head and body goes at once, every byte arrives, once and in order."""
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the least that the kernel allows
+    ours.settimeout(5.0)
+    head, body = os.urandom(50_000), os.urandom(300_000)
+    received = bytearray()
+    with ours, theirs:
+        reader = threading.Thread(target=lambda: received.extend(theirs.makefile("rb").read()))
+        reader.start()
+        send(ours, head, body)
+        ours.shutdown(socket.SHUT_WR)
+        reader.join()
+    assert received == head + body
