@@ -176,7 +176,7 @@ class Run:
         if time.monotonic() >= self._again_at:
             try:
                 self._decide_who_delivers()
-                if self._queue_all() and self._engine is None:
+                if self._queue_all():
                     due = 0.0
                 self._trouble = None
             except (SourceError, OutboxError) as error:

@@ -10,9 +10,12 @@ import threading
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Dict, List, Optional
 
 import pytest
+
+from se3_uploader.config import Config
+from se3_uploader.source import Key, open_source
 
 from .backfills import Done, backfill, end, span, start
 from .http_server import Reply, Server
@@ -51,7 +54,7 @@ def old_rows(site: Site, count: int) -> None:
         )
 
 
-def plan_measured(config: Any, count: int) -> Dict[str, float]:
+def plan_measured(config: Config, count: int) -> Dict[str, float]:
     """Plan for so many rows; seconds of the clock and of the processor, and peak memory in KB."""
     done = subprocess.run(
         [sys.executable, "-c", _MEASURED, "backfill", "-c", config.path, "--json", "--dry-run",
@@ -131,15 +134,15 @@ def test_live_events_keep_their_latency_beside_10_000(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_whole_run_is_flat(tmp_path: Path) -> None:
-    """Skipping a quarter of a million known events, to the very end, takes no more memory."""
+    """Skipping a hundred thousand known events, to the very end, takes no more memory."""
     used = []
-    for count in (1_000, 250_000):
+    for count in (1_000, 100_000):
         site = site_in(tmp_path / str(count))
         old_rows(site, count)
         with Server() as platform:
             config = site.configure(platform.url)
             assert backfill(config, *span(1, 2)).code == 0
-            mark_delivered(site, count)
+            mark_delivered(site, config, count)
             before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
             assert backfill(config, *span(0, count + 1)).summary == {"p0": {"delivered": count}}
             assert len(platform.requests) == 1
@@ -147,12 +150,18 @@ def test_whole_run_is_flat(tmp_path: Path) -> None:
     assert used[1] - used[0] < 20 * 1024
 
 
-def mark_delivered(site: Site, count: int) -> None:
-    """Make all events delivered ones, as if the daemon had run all the time."""
+def mark_delivered(site: Site, config: Config, count: int) -> None:
+    """Make all events but the first delivered ones, as if the daemon had run all the time."""
+    source = open_source(config.source)
+    after: Optional[Key] = 1
     with closing(sqlite3.connect(site.outbox)) as outbox, outbox:
-        outbox.execute(
-            f"WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < {count})"
-            " INSERT INTO delivery (endpoint_id, generation_id, key, fingerprint, lane, state,"
-            " strip, attempts, at) SELECT 1, 1, i, zeroblob(16), 0, 1, 0, 1, 0 FROM n"
-        )
+        while after is not None:
+            page = source.between(0, 2**60, after, 20_000)
+            outbox.executemany(
+                "INSERT INTO delivery (endpoint_id, generation_id, key, fingerprint, lane, state,"
+                " strip, attempts, at) VALUES (1, 1, ?, ?, 0, 1, 0, 1, 0)",
+                page.refs,
+            )
+            after = page.scanned_to
         outbox.execute("UPDATE ledger SET seen = ?, delivered = ?, pending = 0", (count, count))
+    source.close()
