@@ -1,0 +1,1 @@
+"""The real daemon as a process, its disk, network, clock and platform at their worst."""
