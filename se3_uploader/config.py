@@ -11,6 +11,7 @@ import os
 import pathlib
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
+from urllib.parse import urlsplit
 
 from se3_uploader import config_check, units, yaml_file
 
@@ -130,6 +131,12 @@ class Endpoint:
     accept: Mapping[str, Any] = field(default_factory=dict)
     pictures: Pictures = Pictures()
     """The policy of history_event with this endpoint's own overrides laid over it."""
+
+    @property
+    def shown_url(self) -> str:
+        """The url as people and the outbox get it: without its query, which may hold a token."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 @dataclass(frozen=True)

@@ -303,7 +303,7 @@ class Courier:
 
     def _bury(self, queue: Queue, flight: Flight, answer: policy.Answer, reason: str) -> None:
         """A dead letter keeps a copy of its payload."""
-        flight.entry.answer = policy.redact(answer.body, flight.body)
+        flight.entry.answer = policy.redact(answer, flight.body)
         self._recorder.keep_body(flight.entry, flight.body)
         self._end_dead(queue, flight.entry, reason)
 

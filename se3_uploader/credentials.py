@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import os
 import ssl
-from typing import Any, Callable, NamedTuple, Optional, Tuple
-from urllib.parse import urlsplit
+from typing import Any, Callable, FrozenSet, NamedTuple, Optional, Tuple
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
@@ -29,6 +29,8 @@ class Access(NamedTuple):
     """Value of the Authorization header."""
     context: Optional[ssl.SSLContext]
     """None for http."""
+    secrets: FrozenSet[str]
+    """What a request carries that nobody else may read, should the platform send it back."""
 
 
 def stamp_of(endpoint: config.Endpoint) -> Tuple[Tuple[int, int, int], ...]:
@@ -66,7 +68,7 @@ def read_access(endpoint: config.Endpoint) -> Access:
         authorization = "Basic " + base64.b64encode(secret.encode()).decode()
     parts = urlsplit(endpoint.url)
     context = tls_context(endpoint.tls, parts.hostname or "") if parts.scheme == "https" else None
-    return Access(before, authorization, context)
+    return Access(before, authorization, context, _secrets(endpoint, authorization))
 
 
 class _NamedContext(ssl.SSLContext):
@@ -136,6 +138,19 @@ def _secret(name: str) -> str:
     if not text.isprintable() or "\ufffd" in text:
         raise CredentialsError(f"{name}: must be one line of text")
     return text
+
+
+def _secrets(endpoint: config.Endpoint, authorization: Optional[str]) -> FrozenSet[str]:
+    found = set(endpoint.headers.values())
+    query = urlsplit(endpoint.url).query
+    found.update([query, *(value for _, value in parse_qsl(query))])
+    proxy = urlsplit(endpoint.proxy or "")
+    found.update([proxy.password or "", unquote(proxy.password or "")])
+    kind, _, credentials = (authorization or "").partition(" ")
+    found.add(credentials)
+    if kind == "Basic":
+        found.update(base64.b64decode(credentials).decode().split(":", 1))
+    return frozenset(found - {""})
 
 
 def _load(name: str, load: Callable[[str], None]) -> None:

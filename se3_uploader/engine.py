@@ -82,7 +82,7 @@ class Engine:
     def _open(self, start: str) -> None:
         queues: List[Queue] = []
         for endpoint in self.config.endpoints:
-            number = self._outbox.register(endpoint.name, endpoint.kind, endpoint.url)
+            number = self._outbox.register(endpoint.name, endpoint.kind, endpoint.shown_url)
             # The courier that collects exists a moment later, before anything is sent.
             sink = self._make_sink(endpoint, lambda *answer: self._courier.collect(*answer))
             queues.append(Queue(endpoint, number, sink))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, FrozenSet, Iterable, Mapping, NamedTuple, Optional
 from urllib.parse import unquote
 
@@ -56,6 +56,8 @@ class Answer:
     """Seconds the platform asked us to wait (from seconds or a date), never negative."""
     seconds: float = 0.0
     """How long the request took."""
+    secrets: FrozenSet[str] = field(default=frozenset(), repr=False)
+    """Credentials that the request carried; the answer may hold them as well."""
 
 
 class Verdict(NamedTuple):
@@ -241,20 +243,20 @@ def is_dead(rejections: int, passes_since_first: int, in_a_row: int, retry: Retr
     return passes_since_first > 0 or in_a_row < REJECTED_IN_A_ROW
 
 
-def redact(answer: bytes, payload: bytes, limit: int = 300) -> str:
-    """The text of an answer for a dead letter: cut, and without any text the event itself held.
+def redact(answer: Answer, payload: bytes, limit: int = 300) -> str:
+    """The text of an answer for a dead letter: cut, and without a text of the event or a credential.
 
-    A platform may send the event back, escaped, in part, or in another encoding, so words that
-    have anything in common with its texts go, and so do those that no person would write.
+    A platform may send the request back, escaped, in part, or in another encoding, so words that
+    have anything in common with those go, and so do those that no person would write.
     """
     try:
-        texts = _texts(orjson.loads(payload))
+        texts = _texts(orjson.loads(payload)) | {s for s in answer.secrets if len(s) > 1}
     except orjson.JSONDecodeError:
         return ""
-    said = _unescaped(answer[: 4 * limit].decode("utf-8", "replace"))
+    said = _unescaped(answer.body[: 4 * limit].decode("utf-8", "replace"))
     for text in sorted(texts, key=len, reverse=True):
         said = said.replace(text, "…")
-    if len(answer) > 4 * limit:
+    if len(answer.body) > 4 * limit:
         said = _WORD_AT_END.sub("", said)  # it may be half a name
     folded = [text.casefold() for text in texts]
     said = _WORD.sub(lambda word: "…" if _may_be_personal(word[0], folded) else word[0], said)

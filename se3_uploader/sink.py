@@ -252,6 +252,7 @@ class _Worker:
             status=reply.status,
             body=reply.body,
             retry_after=retry_after(reply.headers),
+            secrets=line.access.secrets,
             seconds=time.monotonic() - started,
         )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from datetime import datetime
 from typing import Any, Dict, List, Optional, Tuple
-from urllib.parse import urlsplit
 
 from . import __version__, lock, policy
 from .config import Config, Endpoint
@@ -107,7 +106,7 @@ def _endpoints(config: Config, found: Figures, now: float) -> List[Dict[str, Any
 def _new(endpoint: Endpoint) -> EndpointFigures:
     """Make the figures of an endpoint that nothing was sent to yet."""
     return EndpointFigures(
-        name=endpoint.name, kind=endpoint.kind, url=endpoint.url, state=policy.OK, since=None,
+        name=endpoint.name, kind=endpoint.kind, url=endpoint.shown_url, state=policy.OK, since=None,
         error=None, next_attempt=None, certificate=None, pending=0, delivered=0, dead=0, lost=0,
         last_delivered=None, oldest_pending=None, dead_reason=None, recent=0, begun=0,
         position=None,
@@ -119,7 +118,7 @@ def _endpoint(found: EndpointFigures, configured: bool, now: float) -> Dict[str,
     return {
         "name": found.name,
         "kind": found.kind,
-        "url": _shown(found.url),
+        "url": found.url,
         "state": found.state if configured else NOT_CONFIGURED,
         "since": _iso(found.since),
         "pending": found.pending,
@@ -134,12 +133,6 @@ def _endpoint(found: EndpointFigures, configured: bool, now: float) -> Dict[str,
         "next_attempt": _iso(found.next_attempt),
         "certificate_expires": _iso(found.certificate),
     }
-
-
-def _shown(url: str) -> str:
-    """Leave the query out of a url, which may hold a token; passwords are refused before."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _outbox(config: Config, found: Figures) -> Dict[str, Any]:
