@@ -137,10 +137,10 @@ def http_date(seconds: float) -> str:
 
 @pytest.mark.parametrize(
     ("asked", "expected"),
-    [("7", 7.0), ("0", 0.5), ("86400", 60.0), ("-5", 0.5), ("soon", 0.5), ("date+20", 20.0)],
+    [("7", 7.5), ("0", 0.5), ("86400", 60.0), ("-5", 0.5), ("soon", 0.5), ("date+20", 20.0)],
 )
 def test_retry_after(site: Site, asked: str, expected: float) -> None:
-    """What the platform asks for, in seconds or as a date, counts between our wait and the cap."""
+    """What the platform asks for, in seconds or as a date, is added to our wait, up to the cap."""
     header = http_date(20) if asked == "date+20" else asked
     reply = Reply(503, headers={"Retry-After": header})
     (found,) = waited(site, reply, retry={"base": "1s", "cap": "60s"})

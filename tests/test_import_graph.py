@@ -1,0 +1,169 @@
+"""Dependencies point one way, and the daemon imports nothing that it does not need."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import Dict, Set
+
+import pytest
+
+import se3_uploader
+
+PACKAGE = Path(se3_uploader.__file__).parent
+PURE = ["payload", "columns", "values", "policy", "units", "times"]
+"""Decisions apart from I/O; what they may import of the package besides each other: config."""
+ENGINE = {"engine", "courier", "intake", "recorder", "queue", "tail"}
+PROCESSES = {"agent", "cli", "backfill", "check", "demo", "status", "metrics", "receiver"}
+SHAPES = {"config", "config_check", "yaml_file"}
+"""config reads uploader.yaml; pure modules take its dataclasses."""
+TALKS = {"cli", "demo", "__main__", "terminal"}
+SPEAKING = ("_command", "_text", "_progress")
+"""Only these modules print, and those whose names end so."""
+
+
+def modules() -> Dict[str, Path]:
+    """Dotted name within the package -> file."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        found[name or "__init__"] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(name: str, *, at_run_time: bool = True) -> Set[str]:
+    """Top-level modules of the package that a module imports, in functions too.
+
+    What stands under TYPE_CHECKING is not imported at run time.
+    """
+    tree = ast.parse(MODULES[name].read_text("utf-8"))
+    if at_run_time:
+        tree.body = [node for node in tree.body if not _is_type_checking(node)]
+    inside = MODULES[name].relative_to(PACKAGE).parts[:-1]
+    found: Set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = (*inside[: len(inside) + 1 - node.level], *(node.module or "").split("."))
+            base = tuple(part for part in base if part)
+            found.update([base[0]] if base else [alias.name for alias in node.names])
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("se3_uploader"):
+            base = tuple((node.module or "").split(".")[1:])
+            found.update([base[0]] if base else [alias.name for alias in node.names])
+        elif isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+            found.update(parts[1] for parts in names if parts[0] == "se3_uploader" and parts[1:])
+    return found & {one.split(".")[0] for one in MODULES}
+
+
+def _is_type_checking(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+
+
+def reach(name: str) -> Set[str]:
+    """Everything of the package that comes along with a top-level module."""
+    found: Set[str] = set()
+    left = [name]
+    while left:
+        for module in [one for one in MODULES if one.split(".")[0] == left[0]]:
+            new = imports(module) - found
+            found |= new
+            left += new
+        del left[0]
+    return found - {name}
+
+
+def test_the_graph_is_seen() -> None:
+    """The walk itself sees imports of every form; else the other tests would prove nothing."""
+    assert {"engine", "sink", "source", "outbox", "wake"} <= imports("agent")
+    assert "policy" in imports("engine")
+    assert "payload" in imports("source.rows")
+    assert {"policy", "config", "credentials", "transport"} <= imports("sink")
+    assert ENGINE | {"outbox", "source", "sink", "payload", "policy", "config"} <= reach("agent")
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_modules(name: str) -> None:
+    """Pure modules import each other and the shapes of the configuration, and nothing else."""
+    assert reach(name) <= {*PURE, *SHAPES}
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_modules_touch_nothing(name: str) -> None:
+    """They import no library that does I/O either."""
+    tree = ast.parse(MODULES[name].read_text("utf-8"))
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import)
+             for alias in node.names}  # fmt: skip
+    names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    impure = {"os", "socket", "sqlite3", "peewee", "requests", "urllib3", "threading", "psutil",
+              "subprocess", "random", "logging"}  # fmt: skip
+    assert not {one.split(".")[0] for one in names} & impure
+
+
+@pytest.mark.parametrize("name", ["sink", "source", "outbox", "transport", "gateway"])
+def test_the_outer_parts_do_not_know_the_engine(name: str) -> None:
+    """Source, outbox and sink serve the engine and know nothing of it, nor of the process."""
+    assert not reach(name) & (ENGINE | PROCESSES)
+
+
+@pytest.mark.parametrize("name", sorted(ENGINE))
+def test_the_engine_does_not_know_the_process(name: str) -> None:
+    """The engine runs in a simulation as well, so it knows no agent, no command, no signal."""
+    assert not reach(name) & (PROCESSES | {"wake", "sdnotify", "lock", "terminal"})
+
+
+def test_source_outbox_and_sink_do_not_know_each_other() -> None:
+    """Only the names of keys and references go from the source to the outbox."""
+    assert not reach("source") & {"outbox", "sink"}
+    assert not reach("sink") & {"outbox", "source"}
+    assert not reach("outbox") & {"sink", "transport"}
+
+
+def test_no_circles() -> None:
+    """No module comes back to itself through what it imports at run time."""
+    for name in {one.split(".")[0] for one in MODULES} - {"__init__", "__main__"}:
+        for other in reach(name):
+            assert other == name or name not in reach(other), f"{name} <-> {other}"
+
+
+def test_who_prints() -> None:
+    """Only the command line and its texts print; everything else logs or returns."""
+    printing = set()
+    for name, path in MODULES.items():
+        tree = ast.parse(path.read_text("utf-8"))
+        calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
+        if any(isinstance(call, ast.Name) and call.id == "print" for call in calls):
+            printing.add(name)
+    allowed = {
+        name for name in MODULES
+        if name in TALKS or name.startswith("receiver") or name.endswith(SPEAKING)
+    }  # fmt: skip
+    assert "cli" in printing
+    assert printing <= allowed
+
+
+HEAVY = [
+    "rich", "flask", "waitress", "jsonschema", "pymongo", "bson", "PIL", "prometheus_client",
+    "playhouse", "argparse", "asyncio", "unittest", "numpy",
+]  # fmt: skip
+"""PyMySQL and psycopg2 are not among them: peewee imports those by itself where they are."""
+
+
+def test_what_the_daemon_imports() -> None:
+    """A fresh process that runs the daemon's module holds no library that only others need."""
+    program = (
+        "import sys; import se3_uploader.agent; import se3_uploader.source.sqlite;"
+        "print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}; {program}"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    loaded = set(done.stdout.split())
+    assert {"peewee", "requests", "orjson", "se3_uploader"} <= loaded
+    assert not loaded & set(HEAVY)
