@@ -152,6 +152,8 @@ class Engine:
                 self._recorder.start_over()
                 self.close(0.0)
                 self._is_open = False
+            # What was noted meanwhile speaks of rows of the old file.
+            self._recorder.reset()
             self._open("earliest")
             self._is_open = True
         except OutboxError as error:
