@@ -20,15 +20,13 @@ from .courier import Courier
 from .intake import Intake
 from .outbox import PENDING, REPORTS, Entry, Outbox, OutboxError
 from .queue import Queue, Transport
-from .recorder import WRITE_AGAIN, Clock, Recorder
+from .recorder import SANE_CLOCK, WRITE_AGAIN, Clock, Recorder
 from .source import Source
 
 COPIES = 8
 """Payloads copied at a time."""
 AT_RISK = 2
 """Failed rounds after which payloads are copied, before the source deletes them."""
-SANE_CLOCK = 1_577_836_800.0
-"""2020: a wall clock before that was never set, so nothing is old by it."""
 STEADY = 600.0
 """Seconds the wall clock must have gone without a jump before anything is deleted by its age."""
 CLOCK_JUMP = 5.0

@@ -8,9 +8,9 @@ from . import log, payload
 from .config import Config
 from .outbox import Cursor, Entry, OutboxError
 from .queue import BUILT_BYTES, Queue, Seen
-from .recorder import Recorder
+from .recorder import SANE_CLOCK, Recorder
 from .source import Key, Look, Ref, Row, Source, SourceError
-from .tail import NOWHERE, Lookback, same_history
+from .tail import NOWHERE, Lookback, Patrol, same_history
 
 PAGE = 256
 """Events read from the source at a time."""
@@ -18,6 +18,9 @@ WINDOW = 200_000
 """References to events kept for an endpoint that is away; more wait in the source."""
 WITNESSES = 8
 """Rows asked whether the source is still the same, where the one at the position is gone."""
+PATROL_PAGE = 1000
+PATROL_WAIT = 300.0
+"""Seconds between two walks through a source whose keys are times or text."""
 COMMIT_WAITS = (0.01, 0.06, 0.3)
 """Seconds after a write to the files of the source at which to look: commits show after fsync."""
 
@@ -52,6 +55,8 @@ class Intake:
         self._wall = recorder.clock.wall
         self._queues = [queue for queue in queues if queue.is_events]
         self._start = start
+        self._keep_delivered = config.outbox.keep_delivered
+        self._is_by_time = payload.columns_of(config.source).timestamp == config.source.key
         self._look_at = 0.0
         self._hints: List[float] = []
         self._again_at = 0.0
@@ -69,6 +74,7 @@ class Intake:
         queue.cursor = cursor or NOWHERE
         queue.at_end = False
         queue.lookback = Lookback(self._config.lookback)
+        queue.patrol = Patrol()
         if queue.cursor.position is not None:
             queue.lookback.moved(queue.cursor.position, self._monotonic())
 
@@ -95,7 +101,7 @@ class Intake:
         self._hints = [] if changed else [hint for hint in self._hints if hint > now]
         for queue in self._queues:
             queue.lookback.owed |= changed or self.error is not None
-            if queue.lookback.owed:
+            if queue.lookback.owed or now >= queue.patrol.due:
                 queue.at_end = False
 
     def tail(self, queue: Queue) -> bool:
@@ -131,7 +137,7 @@ class Intake:
             self._begin_generation(None)
             return True
         now = self._monotonic()
-        for ref, entry in self._add(queue, page):
+        for ref, entry in self._add(queue, page.refs):
             queue.cursor = queue.cursor._replace(position=ref.key, fingerprint=ref.fingerprint)
             queue.seen.append(Seen(entry, queue.cursor, now))
             queue.lookback.moved(ref.key, now)
@@ -144,6 +150,8 @@ class Intake:
         # A page may be short because the source kept its read short for the writer's sake.
         at_end = not page.refs or page.refs[-1].key == page.newest
         queue.at_end = at_end and not sweeping
+        if queue.caught_up:
+            self._patrol(queue)
         return bool(page.refs) or sweeping
 
     def _is_same_history(self, queue: Queue, page: Look) -> bool:
@@ -158,12 +166,12 @@ class Intake:
                 return False
         return True
 
-    def _add(self, queue: Queue, page: Look) -> List[Tuple[Ref, Optional[Entry]]]:
+    def _add(self, queue: Queue, found: Sequence[Ref]) -> List[Tuple[Ref, Optional[Entry]]]:
         """Queue those events that are not known yet; returns all, with their new entries."""
         held = {e.key for e in queue.held.values() if e.generation_id == self.generation}
         refs = [
             ref
-            for ref in page.refs
+            for ref in found
             if ref.key not in held and (ref.key, ref.fingerprint) not in queue.held
         ]
         known = self._outbox.known(queue.id, self.generation, refs) if refs else set()
@@ -174,16 +182,19 @@ class Intake:
                 queue.hold(entry)
                 queue.fresh.append(entry)
                 new[ref] = entry
-        return [(ref, new.get(ref)) for ref in page.refs]
+        return [(ref, new.get(ref)) for ref in found]
+
+    def _add_late(self, queue: Queue, found: Sequence[Ref]) -> None:
+        for _, entry in self._add(queue, found):
+            if entry is not None:
+                self._recorder.note(entry)
 
     def take_in(self, queue: Queue, ref: Ref) -> None:
         """Take in a row that was met under the key of another event, unless it is known.
 
         The cursor may have gone over it, when it was that other event.
         """
-        for _, entry in self._add(queue, Look(None, None, [ref])):
-            if entry is not None:
-                self._recorder.note(entry)
+        self._add_late(queue, [ref])
 
     def _sweep(self, queue: Queue, lookback: Lookback) -> bool:
         """Look again at a page of the recent past, for rows that became visible late."""
@@ -193,15 +204,41 @@ class Intake:
         if not lookback.begin(queue.cursor, self._monotonic()):
             return False
         page = self._source.look(lookback.at, PAGE)
-        for _, entry in self._add(queue, page):
-            if entry is not None:
-                self._recorder.note(entry)
+        self._add_late(queue, page.refs)
         before, now = queue.cursor, self._monotonic()
         queue.cursor = lookback.swept(before, page, now)
         if queue.cursor != before:
             queue.seen.append(Seen(None, queue.cursor, now))
             self._recorder.touch()
         return lookback.until is not None
+
+    def _patrol(self, queue: Queue) -> None:
+        """Look at a page of everything, for rows that came to stand where no lookback reaches.
+
+        Taken are only rows of a time from which all receipts are there: others may have been
+        delivered. Half of keep_delivered is left for clocks that disagree.
+        """
+        patrol, now, wall = queue.patrol, self._monotonic(), self._wall()
+        if now < patrol.due:
+            return
+        patrol.due = now + PATROL_WAIT
+        if wall < SANE_CLOCK or not self._may_go_back(queue.cursor.position):
+            return
+        since = wall - self._keep_delivered / 2
+        until = wall - self._config.lookback - self._config.settle
+        page = self._source.between(int(since * 1000), int(until * 1000), patrol.at, PATROL_PAGE)
+        self._add_late(queue, page.refs)
+        patrol.at = page.scanned_to
+        if patrol.at is not None:
+            patrol.due = now + self._config.poll_interval
+
+    def _may_go_back(self, position: Optional[Key]) -> bool:
+        """Can a row of ours come to stand far behind the position? Not where rows are counted.
+
+        Where one began at the newest row there is no telling which of the others are ours.
+        """
+        is_counter = isinstance(position, int) and not self._is_by_time
+        return not self._source.ordered and not is_counter and self._start == "earliest"
 
     def cover(self, until: float) -> Optional[float]:
         """Hand the recorder what may be written of all events seen (Queue.cover).

@@ -11,7 +11,7 @@ from .config import Endpoint
 from .outbox import PENDING, Cursor, Entry
 from .sink import Delivery
 from .source import Key
-from .tail import NOWHERE, Lookback
+from .tail import NOWHERE, Lookback, Patrol
 
 READY_BYTES = 2 * 1024**2
 """Payloads built ahead of sending, so that memory stays flat however long the backlog is."""
@@ -69,6 +69,7 @@ class Queue:
     health: policy.Health = field(default_factory=policy.Health)
     cursor: Cursor = NOWHERE
     lookback: Lookback = field(default_factory=lambda: Lookback(0.0))
+    patrol: Patrol = field(default_factory=Patrol)
     begun: bool = False
     """The place in the source is decided (source.start) and recorded."""
     at_end: bool = False

@@ -25,6 +25,8 @@ REFERENCE_WAIT = 1.0
 """Seconds until an event that was seen is recorded, when no answer came before."""
 WRITE_AGAIN = 1.0
 """Seconds between two attempts while the outbox cannot be written."""
+SANE_CLOCK = 1_577_836_800.0
+"""2020: a wall clock before that was never set, so nothing is old by it."""
 UNWRITTEN = 5_000
 """Answers kept in memory while the outbox cannot be written; then nothing more is sent."""
 

@@ -76,3 +76,16 @@ class Lookback:
         self.until = None
         self.next_sweep = now + max(1.0, 10 * (now - self.started))
         return cursor._replace(settled=self.settles)
+
+
+@dataclass
+class Patrol:
+    """A slow walk through a whole source in which a row may come to stand far behind the place.
+
+    That is one whose keys are times or text: a clock is set back, or a box boots in 1970.
+    """
+
+    at: Optional[Key] = None
+    """Where it goes on, None: at the start."""
+    due: float = 0.0
+    """When it goes on (monotonic seconds)."""
