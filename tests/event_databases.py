@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterable, Mapping, Optional
+from typing import Any, Dict, Iterable, Iterator, Mapping, Optional
 from urllib.parse import urlsplit
 
 from se3_uploader import config
@@ -60,9 +60,22 @@ class EventDatabase:
         """Insert events and commit."""
         raise NotImplementedError
 
+    @contextmanager
+    def late(self, events: Iterable[Event]) -> Iterator[None]:
+        """Insert events, and commit at the end of the block what was begun before it.
+
+        Where only one program can write at a time, or nothing is committed, insert them then.
+        """
+        yield
+        self.add(events)
+
     def remove(self, *ids: Any) -> None:
         """Delete the events with these ids, all without any, and commit."""
         raise NotImplementedError
+
+    def wipe(self) -> None:
+        """Delete everything, and begin to count anew."""
+        self.remove()
 
 
 class SqlEvents(EventDatabase):
@@ -104,6 +117,20 @@ class SqlEvents(EventDatabase):
         self.run("DROP TABLE IF EXISTS event")
         self.run(f"CREATE TABLE event ({', '.join(described)})")
 
+    @contextmanager
+    def late(self, events: Iterable[Event]) -> Iterator[None]:
+        if self.engine == "sqlite":
+            with super().late(events):
+                yield
+            return
+        with closing(self.connect()) as connection:
+            for one in events:
+                marks = ", ".join(["%s"] * len(one))
+                sql = f"INSERT INTO event ({', '.join(one)}) VALUES ({marks})"
+                connection.cursor().execute(sql, list(one.values()))
+            yield
+            connection.commit()
+
     def add(self, events: Iterable[Event]) -> None:
         events = list(events)
         names = list(events[0])
@@ -125,6 +152,14 @@ class SqlEvents(EventDatabase):
             self.run("DELETE FROM event WHERE id = ?", [(one,) for one in ids])
         else:
             self.run("DELETE FROM event")
+
+    def wipe(self) -> None:
+        statements = {
+            "sqlite": "DELETE FROM event",
+            "mysql": "TRUNCATE TABLE event",
+            "postgresql": "TRUNCATE TABLE event RESTART IDENTITY",
+        }
+        self.run(statements[self.engine])
 
 
 class MongoEvents(EventDatabase):

@@ -7,7 +7,6 @@ import time
 from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
-from pathlib import Path
 from typing import Any, Iterator, List, Optional
 
 import pytest
@@ -17,41 +16,11 @@ from se3_uploader import payload
 from se3_uploader.source import Key, Ref, Source, SourceError, open_source
 from se3_uploader.source.inspect import inspect
 
-from .event_databases import EventDatabase, MongoEvents, SqlEvents, event, sqlite_events
-from .servers import SERVERS, Missing, Server
+from .event_databases import EventDatabase, SqlEvents, event
+from .servers import Server
 
-ENGINES = ["sqlite", "mysql", "postgresql", "mongodb"]
 START = 1_767_225_600_000
 """When event 0 happened, epoch ms."""
-
-
-@pytest.fixture(scope="module", params=ENGINES)
-def server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Optional[Server]]:
-    """A running server of each kind, None for SQLite."""
-    if request.param == "sqlite":
-        yield None
-        return
-    try:
-        with SERVERS[request.param](tmp_path_factory.mktemp(request.param)) as running:
-            yield running
-    except Missing as reason:
-        pytest.skip(str(reason))
-
-
-@pytest.fixture
-def database(server: Optional[Server], tmp_path: Path) -> EventDatabase:
-    """An empty event table in each kind of database."""
-    made: EventDatabase
-    if server is None:
-        made = sqlite_events(tmp_path / "event.db")
-    elif server.url.startswith("mongodb"):
-        made = MongoEvents(server.url)
-    else:
-        made = SqlEvents(server.url.partition(":")[0], server.url)
-    made.create()
-    return made
 
 
 @pytest.fixture
@@ -387,14 +356,14 @@ def test_a_table_that_is_not_there(database: EventDatabase) -> None:
 
 
 def test_a_server_that_restarts(
-    server: Optional[Server], database: EventDatabase, source: Source
+    database_server: Optional[Server], database: EventDatabase, source: Source
 ) -> None:
     """While the server is away every call says so, without the password; then all goes on."""
-    if server is None:
+    if database_server is None:
         pytest.skip("SQLite has no server")
     database.add(event(n) for n in range(1, 11))
     first = source.look(None, 5).refs
-    server.kill()
+    database_server.kill()
     try:
         for call in (lambda: source.look(5, 5), source.newest):
             with pytest.raises(SourceError) as error:
@@ -402,20 +371,20 @@ def test_a_server_that_restarts(
             assert "s3cret" not in str(error.value)
             assert error.value.__cause__ is None
     finally:
-        server.start()
+        database_server.start()
     assert [ref.key for ref in first + source.look(5, 5).refs] == list(range(1, 11))
 
 
 @pytest.mark.slow
 def test_a_server_that_hangs(
-    server: Optional[Server], database: EventDatabase, source: Source
+    database_server: Optional[Server], database: EventDatabase, source: Source
 ) -> None:
     """A server that accepts and says nothing holds the engine up for no more than 15 seconds."""
-    if server is None:
+    if database_server is None:
         pytest.skip("SQLite has no server")
     database.add([event(1)])
     assert source.newest() == 1
-    with server.frozen():
+    with database_server.frozen():
         for _ in ("on the open connection", "on a new one"):
             began = time.monotonic()
             with pytest.raises(SourceError):
