@@ -22,6 +22,9 @@ OK = "ok"
 RETRYING = "retrying"
 PAUSED = "paused"
 
+MOST_STRAIN = 5.0
+"""So many refusals for overload lengthen the waits, to 16 times retry.base."""
+
 REJECTED_IN_A_ROW = 5
 """So many different events refused, none accepted between them: the platform is broken."""
 
@@ -37,6 +40,7 @@ FAULTS = {
 
 _RETRIED_FAULTS = ("connection", "timeout", "protocol")
 _RETRIED_STATUS = (408, 425, 429)
+_OVERLOADED_STATUS = (429, 503)
 _BLOCKED_STATUS = (401, 403, 404, 405, 407)
 
 
@@ -106,15 +110,15 @@ def backoff(
 ) -> float:
     """Seconds to wait after so many failures in a row, random being uniform in [0, 1).
 
-    Full jitter: anywhere up to base * 2^(failures-1). From the cap on it is from half of the cap to
-    cap: among boxes that wait anywhere up to cap, twice as many as on average are due in the first
-    moments after an outage (benchmarks/fleet.py). What the platform asked for (Retry-After) wins
-    between that wait and cap.
+    Full jitter: anywhere up to base * 2^(failures-1). From the cap on it is from half of the cap
+    to cap: among boxes that wait anywhere up to cap, twice as many as on average are due in the
+    first moments after an outage (benchmarks/fleet.py). What the platform asked for (Retry-After)
+    comes on top, so that those it asked at once do not come back at once; at most cap in all.
     """
     ceiling = retry.base * 2.0 ** min(failures - 1, 60)
     wait = random * ceiling if ceiling < retry.cap else retry.cap * (0.5 + random / 2)
     if retry_after is not None:
-        wait = max(wait, min(retry_after, retry.cap))
+        wait = min(wait + retry_after, retry.cap)
     return wait
 
 
@@ -136,6 +140,9 @@ class Health:
     """Failed rounds in a row. Requests that were in flight together fail as one round."""
     round: int = 0
     """Grows with every failure; a request carries the round it was sent in."""
+    strain: float = 0.0
+    """How often the platform lately said that it has too much to do: a refusal among many
+    acceptances means little, but where every other request is refused, waits grow all the same."""
     allowed: float = 1.0
     """Requests in flight that the endpoint has earned: it starts at one and grows by answers."""
     next_attempt: float = 0.0
@@ -181,6 +188,7 @@ def accepted(health: Health, max_in_flight: int, seconds: float) -> Health:
         since=None,
         error=None,
         allowed=max(1.0, min(float(max_in_flight), allowed)),
+        strain=0.9 * health.strain,
         passes=health.passes + 1,
         refused=frozenset(),
         fastest=fastest,
@@ -198,16 +206,22 @@ def failed(
     """
     if sent_in != health.round:
         return health
-    failures = health.failures + 1
+    failures, strain = health.failures + 1, health.strain
+    if answer.status in _OVERLOADED_STATUS:
+        strain = min(strain + 1, MOST_STRAIN)
     if outcome == BLOCKED:
         state, wait = PAUSED, probe_wait(failures, retry, random)
     else:
-        state, wait = RETRYING, backoff(failures, retry, random, answer.retry_after)
+        state, wait = (
+            RETRYING,
+            backoff(max(failures, round(strain)), retry, random, answer.retry_after),
+        )
     return replace(
         health,
         state=state,
         failures=failures,
         round=health.round + 1,
+        strain=strain,
         allowed=1.0,
         next_attempt=now + wait,
         since=wall if health.since is None else health.since,

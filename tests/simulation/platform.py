@@ -113,9 +113,12 @@ class Platform:
         elif status == 413 and not self.strips:
             self.excused.add(reply.serial)
 
-    def end_streak(self) -> None:
-        """An acceptance, or a new start of the uploader: what was rejected until now is settled."""
-        if len(self.streak) < MANY:
+    def end_streak(self, *, crashed: bool = False) -> None:
+        """An acceptance, or a new start of the uploader: what was rejected until now is settled.
+
+        After a crash the uploader does not know how many were rejected before it.
+        """
+        if crashed or len(self.streak) < MANY:
             self.excused |= self.streak
         else:
             self.excused -= self.streak - self.poison

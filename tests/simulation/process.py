@@ -165,6 +165,8 @@ class Process:
         self.crashes += 1
         self._tell(f"CRASH {why}")
         self.network.hang_up()
+        for platform in self.platforms.values():
+            platform.end_streak(crashed=True)
         self.outbox.close()
         self.source.close()
         self.forgotten_reports |= self._unwritten_reports
