@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Dict, Set
 
@@ -37,14 +38,11 @@ def modules() -> Dict[str, Path]:
 MODULES = modules()
 
 
-def imports(name: str, *, at_run_time: bool = True) -> Set[str]:
-    """Top-level modules of the package that a module imports, in functions too.
-
-    What stands under TYPE_CHECKING is not imported at run time.
-    """
+@lru_cache(maxsize=None)
+def imports(name: str) -> Set[str]:
+    """Top-level modules of the package that a module imports at run time, in functions too."""
     tree = ast.parse(MODULES[name].read_text("utf-8"))
-    if at_run_time:
-        tree.body = [node for node in tree.body if not _is_type_checking(node)]
+    tree.body = [node for node in tree.body if not _is_type_checking(node)]
     inside = MODULES[name].relative_to(PACKAGE).parts[:-1]
     found: Set[str] = set()
     for node in ast.walk(tree):
@@ -65,6 +63,7 @@ def _is_type_checking(node: ast.stmt) -> bool:
     return isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
 
 
+@lru_cache(maxsize=None)
 def reach(name: str) -> Set[str]:
     """Everything of the package that comes along with a top-level module."""
     found: Set[str] = set()
