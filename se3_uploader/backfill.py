@@ -35,6 +35,8 @@ PATIENCE = 60.0
 """Seconds in which nothing moves, after which a backfill leaves the rest for another time."""
 WATCH = 0.2
 """Seconds between two looks at a delivery that another process makes."""
+STARTING = 5.0
+"""Seconds in which a process that has just begun to deliver records its endpoints."""
 AGAIN = 1.0
 """Seconds after which a source or an outbox that failed is tried again."""
 
@@ -108,18 +110,28 @@ class Run:
         self._again_at = 0.0
         self._take_over()
         self._table = Backfills(config.outbox.path)
-        ids = self._table.endpoints()
-        unknown = [e.name for e in wanted.endpoints if e.name not in ids]
-        if unknown:
-            raise OutboxError(
-                f"the process that delivers now does not know {', '.join(unknown)} yet: reload the"
-                " daemon, or wait for the other command to end"
-            )
+        ids = self._endpoint_ids()
         self.backfill = self._table.begin(wanted.words, wanted.since, wanted.until)
         self._feeds = [_Feed(endpoint, ids[endpoint.name]) for endpoint in wanted.endpoints]
         for feed in self._feeds:
             feed.waiting = feed.queued = self._table.pending(self.backfill, feed.id)
         self._ticked = time.monotonic()
+
+    def _endpoint_ids(self) -> Dict[str, int]:
+        """Name -> id; waits for a process that is just starting to deliver. Raises OutboxError."""
+        deadline = time.monotonic() + STARTING
+        while True:
+            ids = self._table.endpoints()
+            unknown = [e.name for e in self._wanted.endpoints if e.name not in ids]
+            if not unknown:
+                return ids
+            if time.monotonic() >= deadline:
+                raise OutboxError(
+                    f"the process that delivers now does not know {', '.join(unknown)} yet: reload"
+                    " the daemon, or wait for the other command to end"
+                )
+            self._wake.wait(WATCH)
+            self._take_over()
 
     # Who delivers
 

@@ -176,7 +176,7 @@ def test_two_backfills_at_once(tmp_path: Path) -> None:
         words = [span(1, 401), span(101, 501), span(1, 401)]
         running = [start(config, "--json", *each) for each in words]
         done = [end(each) for each in running]
-        assert [each.code for each in done] == [0, 0, 0]
+        assert [(each.code, each.err) for each in done] == [(0, "")] * 3
         assert [each.summary["p0"] for each in done] == [{"delivered": 400}] * 3
         assert_each_once(platform, 1, 501)
 

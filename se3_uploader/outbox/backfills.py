@@ -16,6 +16,7 @@ from .schema import (
     LOST,
     PENDING,
     OutboxError,
+    OutboxMissing,
     connect,
     connect_readonly,
     explain,
@@ -79,7 +80,10 @@ class Backfills:
     @classmethod
     def reading(cls, path: str) -> Optional[Backfills]:
         """Only to look, nothing is written; None where there is no outbox yet."""
-        return cls(path, connect_readonly(path)) if os.path.exists(path) else None
+        try:
+            return cls(path, connect_readonly(path))
+        except OutboxMissing:
+            return None
 
     def close(self) -> None:
         """Let go of the file."""
