@@ -217,17 +217,20 @@ def _folder_to_be(folder: str) -> Finding:
 
 
 def _outbox_file(path: str) -> Finding:
+    unusable = Finding(
+        FAIL, "outbox", f"{path}: is a symbolic link, or not writable by this user",
+        "give the file itself to the user that the service runs as",
+    )  # fmt: skip
+    if os.path.islink(path):
+        return unusable
     try:
         connect_readonly(path).close()
     except OutboxMissing:
         return Finding(OK, "outbox", f"{path}: is made at the first start")
     except OutboxError as error:
         return Finding(FAIL, "outbox", str(error))
-    if os.path.islink(path) or not os.access(path, os.W_OK):
-        return Finding(
-            FAIL, "outbox", f"{path}: is a symbolic link, or not writable by this user",
-            "give the file itself to the user that the service runs as",
-        )  # fmt: skip
+    if not os.access(path, os.W_OK):
+        return unusable
     return Finding(OK, "outbox", f"{path}: can be read")
 
 

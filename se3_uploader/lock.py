@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 import time
 from typing import NamedTuple, Optional
 
@@ -33,8 +35,11 @@ class Lock:
         Raises OSError where the file cannot be made.
         """
         os.makedirs(os.path.dirname(os.path.abspath(self._path)), mode=0o700, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         handle = os.open(self._path, flags, 0o600)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise OSError(errno.EINVAL, "is no regular file", self._path)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -62,7 +67,8 @@ def daemon_lock(outbox_path: str) -> str:
 def holder(outbox_path: str) -> Optional[Holder]:
     """Who delivers from this outbox now, None: nobody. Never takes the lock from anyone."""
     try:
-        handle = os.open(f"{outbox_path}.lock", os.O_RDONLY | os.O_CLOEXEC)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        handle = os.open(f"{outbox_path}.lock", flags)
     except OSError:
         return None
     try:
