@@ -228,6 +228,21 @@ def test_a_token_comes_as_a_credential(site: Site) -> None:
     assert "sesame" not in site.box.journal()
 
 
+def test_a_time_range_is_uploaded_by_a_unit_of_its_own(site: Site) -> None:
+    """The template takes its range from the instance's name and runs beside the service."""
+    latest = settings()
+    latest["source"]["start"] = "latest"
+    site.settings(latest)
+    site.events(7)
+    site.start()
+    assert site.accepted() == []
+    site.box.run("systemctl", "start", "se3-uploader-backfill@-2d")
+    site.arrive(7)
+    backfill = "se3-uploader-backfill@-2d"
+    wait_for("the end", lambda: site.box.show("ActiveState", backfill) == "inactive")
+    assert site.box.show("Result", backfill) == "success"
+
+
 def test_the_device_status_is_read_inside_the_sandbox(site: Site) -> None:
     """Processor, memory, disk and network interfaces are all there in a report."""
     report = settings()
