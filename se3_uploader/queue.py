@@ -195,7 +195,8 @@ class Queue:
         """
         taken: List[Entry] = []
         if not self.well and len(self.waiting) >= PROBES and self.health.round % 2:
-            self._take_due(taken, now)
+            self._take_due(taken, 1, now, tried=True)
+        self._take_due(taken, max(1, limit - 1), now, tried=False)
         lines = (self.backlog, self.fresh) if self.strict else (self.fresh, self.backlog)
         for line in lines:
             while line and len(taken) < max(1, limit - 1):
@@ -204,16 +205,18 @@ class Queue:
                 break
         # With nothing untried in memory, what the outbox still holds comes first.
         if len(taken) < limit and (taken or not self.recorded):
-            self._take_due(taken, now)
+            self._take_due(taken, len(taken) + 1, now, tried=True)
         return taken
 
-    def _take_due(self, taken: List[Entry], now: float) -> None:
-        """Take the entry that has been waiting for another attempt for longest, if one is due."""
-        for place, (due, entry) in enumerate(self.waiting):
-            if due <= now:
-                del self.waiting[place]
+    def _take_due(self, taken: List[Entry], limit: int, now: float, *, tried: bool) -> None:
+        """Take what is due of those waiting, tried ones or those put back, up to limit in all."""
+        later = []
+        for due, entry in self.waiting:
+            if due <= now and len(taken) < limit and bool(entry.attempts) == tried:
                 taken.append(entry)
-                return
+            else:
+                later.append((due, entry))
+        self.waiting = later
 
     def put_back(self, entries: List[Entry], due: float) -> None:
         """Entries that were taken and could not be prepared stay in front, from a second on."""
