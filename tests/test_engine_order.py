@@ -150,7 +150,7 @@ class Counting:
         with self._lock:
             self._now += 1
             self.most = max(self.most, self._now)
-        threading.Timer(0.03, self._done).start()
+        threading.Timer(0.02, self._done).start()
         return Reply(delay=0.03)
 
     def _done(self) -> None:
