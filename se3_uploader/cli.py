@@ -11,7 +11,7 @@ import time
 import traceback
 from typing import Callable, Dict, List, Optional, Sequence
 
-from . import __version__, backfill_command, config, log, outbox_command, times
+from . import __version__, backfill_command, config, log, outbox_command, source_command, times
 
 OK, PROBLEM, USAGE, TEMPORARY, CONFIG = 0, 1, 2, 75, 78
 """Exit codes: good; a problem was found; wrong usage; try again later (EX_TEMPFAIL); the
@@ -114,6 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="for machines")
     outbox = commands.add_parser("outbox", help="dead letters: look, send again, give up")
     outbox_command.add_arguments(outbox, configured)
+    source = commands.add_parser("source", help="look into a database, and propose a mapping")
+    source_command.add_arguments(source, configured)
     _add_receive(commands)
     _add_demo(commands)
     return parser
@@ -223,6 +225,10 @@ def _outbox(options: argparse.Namespace) -> int:
     return outbox_command.run(options, _load(options))
 
 
+def _source(options: argparse.Namespace) -> int:
+    return source_command.run(options.url or _load(options).source.url, print)
+
+
 def _receive(options: argparse.Namespace) -> int:
     from . import receiver
 
@@ -245,6 +251,7 @@ _COMMANDS: Dict[str, Callable[[argparse.Namespace], int]] = {
     "check": _check,
     "status": _status,
     "outbox": _outbox,
+    "source": _source,
     "receive": _receive,
     "demo": _demo,
 }

@@ -446,7 +446,7 @@ def test_inspect(database: EventDatabase) -> None:
         database.run("CREATE TABLE person (pid VARCHAR(10) PRIMARY KEY, name VARCHAR(50))")
     found = inspect(database.url)
     table = found.tables[0]
-    assert (table.name, table.rows, table.missing) == ("event", 3, [])
+    assert (table.name, table.rows, table.missing) == ("event", 3, ["group_name"])
     assert "s3cret" not in found.proposal
     section = yaml.safe_load(found.proposal)["source"]
     assert section["table"] == "event"

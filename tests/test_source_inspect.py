@@ -45,7 +45,7 @@ def test_what_is_missing_is_marked(tmp_path: Path) -> None:
     events = sqlite_events(tmp_path / "some.db")
     events.run("CREATE TABLE log (id INTEGER PRIMARY KEY, person_name TEXT, ts INTEGER)")
     found = inspect(events.url)
-    assert found.tables[0].missing == ["identity_id", "score"]
+    assert found.tables[0].missing == ["identity_id", "score", "group_name"]
     assert "score is required" in found.proposal
     other = sqlite_events(tmp_path / "other.db")
     other.run("CREATE TABLE settings (key TEXT, value TEXT)")

@@ -45,8 +45,8 @@ class Table(NamedTuple):
     """A table or collection."""
 
     name: str
-    rows: int
-    """How many rows, counted up to COUNT_LIMIT."""
+    rows: Optional[int]
+    """How many rows, counted up to COUNT_LIMIT; None: it cannot be read."""
     fields: List[str]
     """Its columns, and the dotted paths inside the documents of its newest row."""
     order: Dict[str, str]
@@ -54,7 +54,7 @@ class Table(NamedTuple):
     columns: Dict[str, str]
     """Field of the HistoryEvent -> the column, or path, that looks like it."""
     missing: List[str]
-    """Required fields that no column looks like."""
+    """Required fields that no column looks like; group_name where there is no group_id either."""
 
 
 class Inspection(NamedTuple):
@@ -83,8 +83,8 @@ def inspect(url: str) -> Inspection:
     with closing(_open(url)) as source:
         names = source.tables()
     tables = [_table(url, name) for name in names]
-    tables.sort(key=lambda table: (len(table.missing), -len(table.columns), -table.rows))
-    fitting = [table for table in tables if len(table.missing) < len(_REQUIRED)]
+    tables.sort(key=lambda table: (len(table.missing), -len(table.columns), -(table.rows or 0)))
+    fitting = [table for table in tables if not set(_REQUIRED) <= set(table.missing)]
     return Inspection(tables, _proposal(url, fitting[0]) if fitting else "")
 
 
@@ -98,13 +98,14 @@ def _table(url: str, name: str) -> Table:
         fields = source.fields()
         primary = source.primary_key()
     key = primary or (fields or ["id"])[0]
+    rows: Optional[int] = None
     with closing(_open(url, table=name, key=key)) as source:
         try:
             rows = source.count(None, COUNT_LIMIT)
             newest = source.newest()
             found = source.rows([newest], [], 2**20).rows if newest is not None else []
         except SourceError:  # one odd table must not hide the others
-            rows, newest, found = 0, None, []
+            newest, found = None, []
     for row in found:
         fields = list(dict.fromkeys([*fields, *_paths(row.values)]))
     columns = _guess(fields)
@@ -113,6 +114,8 @@ def _table(url: str, name: str) -> Table:
     else:  # text in no order, or nothing that is unique
         order = {"key": columns.get("timestamp", key), **({"id": primary} if primary else {})}
     missing = [field for field in _REQUIRED if field not in columns]
+    if not {"group_name", "group_id"} & set(columns):
+        missing.append("group_name")
     return Table(name, rows, fields, order, columns, missing)
 
 
@@ -151,32 +154,32 @@ def _proposal(url: str, table: Table) -> str:
     parts = urlsplit(url)
     shown = url.replace(f":{parts.password}@", ":PASSWORD@") if parts.password else url
     section: Dict[str, Any] = {"url": shown}
-    profile = _profile(table)
-    if profile is not None:
-        section.update(profile=profile, table=table.name)
-    else:
-        named = {
-            f"ext_data.{field}" if field in EXT_DATA_FIELDS else field: path
-            for field, path in table.columns.items()
-            if field != path
-        }
-        section.update(table=table.name, **table.order, **({"columns": named} if named else {}))
+    profile, mapped = _profile(table)
+    section.update({"profile": profile} if profile else table.order, table=table.name)
+    named = {}
+    for field, path in table.columns.items():
+        name = f"ext_data.{field}" if field in EXT_DATA_FIELDS else field
+        usual = mapped.get(name, field)
+        if path != usual and usual not in table.fields:
+            named[name] = path
+    if named:
+        section["columns"] = named
     text = yaml.safe_dump({"source": section}, sort_keys=False, allow_unicode=True)
-    if profile is None:
-        text += "".join(
-            f"  # {field} is required, and no column looks like it\n" for field in table.missing
-        )
-    return text
+    return text + "".join(
+        f"  # {field} is required, and no column looks like it\n" for field in table.missing
+    )
 
 
-def _profile(table: Table) -> Optional[str]:
-    """Name the profile of this package all of whose required columns are there, if one is."""
+def _profile(table: Table) -> Tuple[str, Mapping[str, str]]:
+    """Return the profile of this package all of whose required columns are there, and its columns.
+
+    Where none fits, nothing.
+    """
     for path in sorted(Path(__file__).with_name("profiles").glob("*.yaml")):
         profile = yaml.safe_load(path.read_text(encoding="utf-8"))
-        columns = payload.columns_of(
-            config.Source(url="", key=profile["key"], columns=profile.get("columns", {}))
-        )
+        mapped = profile.get("columns", {})
+        columns = payload.columns_of(config.Source(url="", key=profile["key"], columns=mapped))
         needed = [profile["key"], *(getattr(columns, field) for field in _REQUIRED)]
         if all(name in table.fields for name in needed):
-            return path.stem
-    return None
+            return path.stem, mapped
+    return "", {}

@@ -5,8 +5,9 @@ _se3_uploader() {
         -c | --config | --dir) mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
     esac
     case $COMP_CWORD:${COMP_WORDS[1]} in
-        1:*) words="run backfill check status outbox receive demo --version" ;;
+        1:*) words="run backfill check status outbox source receive demo --version" ;;
         2:outbox) words="list show retry discard" ;;
+        2:source) words="inspect" ;;
         *:run) words="--config --once" ;;
         *:backfill)
             words="--config --since --until --endpoint --rate --resend --pictures --dry-run --json"
@@ -23,6 +24,7 @@ _se3_uploader() {
                 discard) words+=" --yes --person" ;;
             esac
             ;;
+        *:source) words="--config" ;;
         *:receive) words="--host --port --dir --fail --delay --status" ;;
         *:demo) words="--events --port" ;;
     esac
