@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 from contextlib import closing
 from decimal import Decimal
@@ -11,11 +12,15 @@ from typing import Any, Dict, Iterator
 import pytest
 
 from se3_uploader import config, payload
+from se3_uploader.agent import run_once
 from se3_uploader.source import SourceError, open_source
 from se3_uploader.source.inspect import inspect
 
 from .event_databases import MongoEvents
+from .http_server import Server as Platform
+from .payloads import VALIDATOR
 from .servers import Missing, Server, mongodb
+from .site import Site, notes_of, numbers
 
 bson = pytest.importorskip("bson")
 
@@ -100,6 +105,52 @@ def test_the_factory_profile(database: MongoEvents, tmp_path: Path) -> None:
     assert b"feature" not in built.body
     assert built.has_spot
     assert built.has_reg
+
+
+def test_the_factory_profile_end_to_end(database: MongoEvents, tmp_path: Path) -> None:
+    """The factory's documents arrive with the pictures from their files, each once, in order.
+
+    A picture whose file is gone is left out with a note.
+    """
+    day = datetime.datetime.fromtimestamp(1607062639)
+    folder = tmp_path / "pictures" / day.strftime("%Y%m%d")
+    folder.mkdir(parents=True)
+    for number in range(1, 31):
+        (folder / f"spot{number}.jpg").write_bytes(b"\xff\xd8spot%d" % number)
+        (folder / f"reg{number}.jpg").write_bytes(b"\xff\xd8reg%d" % number)
+    (folder / "spot7.jpg").unlink()
+    documents = [
+        factory_event(
+            1607062639 + number / 8, identity_id=str(number), group_name="",
+            spot_pic_id=f"spot{number}", identity_info={"image_id": f"reg{number}"},
+        )
+        for number in range(1, 31)
+    ]  # fmt: skip
+    source = {"profile": "sophon-gate", "url": database.url}
+    site = Site(tmp_path)
+    with Platform() as platform:
+        config = site.configure(
+            platform.url, endpoint={"max_in_flight": 1},
+            source={**source, "pictures_dir": str(tmp_path / "pictures")},
+        )  # fmt: skip
+        for part in (documents[:20], documents[20:]):
+            database.add(part)
+            assert run_once(config) == 0
+    assert numbers(platform) == list(range(1, 31))
+    for number, request in enumerate(platform.requests, 1):
+        sent = request.json()
+        VALIDATOR.validate(sent)
+        assert sent["identity_name"] == "张伟"
+        assert sent["group_name"] == "g1"
+        assert sent["timestamp"] == int((1607062639 + number / 8) * 1000)
+        assert base64.b64decode(sent["reg_pic"]) == b"\xff\xd8reg%d" % number
+        assert b"feature" not in request.body
+        spot = sent["ext_data"].get("spot_pic")
+        if number == 7:
+            assert spot is None
+            assert notes_of(request) == ["spot_pic: left out, file is gone"]
+        else:
+            assert base64.b64decode(spot) == b"\xff\xd8spot%d" % number
 
 
 def test_the_factory_profile_is_proposed(database: MongoEvents) -> None:
