@@ -14,6 +14,9 @@ PREFIX = "se3_uploader"
 BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
 """Seconds: from a platform next door to the default total time limit."""
 
+IDLE = 10.0
+"""Seconds after which whoever asks and then says nothing is hung up on."""
+
 _ENDPOINT: Tuple[Tuple[str, str, str, str], ...] = (
     ("counter", "events_delivered", "delivered", "Events (or reports) the platform accepted."),
     ("gauge", "outbox_pending", "pending", "Seen, not delivered yet."),
@@ -43,6 +46,8 @@ class Metrics:
         registry.register(self)
         host, _, port = (config.metrics.listen or "").rpartition(":")
         self._server = start_http_server(int(port), host.strip("[]"), registry)[0]
+        # Its default is to wait for ever, with a thread for each connection.
+        self._server.RequestHandlerClass.timeout = IDLE
 
     def observe(self, endpoint: str, seconds: float) -> None:
         """Count an answer of an endpoint that came after so many seconds."""

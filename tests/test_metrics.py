@@ -17,7 +17,7 @@ import psutil
 import pytest
 import trustme
 
-from se3_uploader import cli
+from se3_uploader import cli, metrics
 
 from .http_server import Reply, Request, Server
 from .servers import free_port
@@ -166,6 +166,37 @@ def test_a_reload_moves_the_port(site: Site) -> None:
             daemon.signal(signal.SIGHUP)
             daemon.wait_for("reloaded", count=2)
             assert listening(daemon) == set()
+
+
+def test_who_connects_and_says_nothing_is_hung_up_on(site: Site, monkeypatch) -> None:
+    """A connection holds a thread of the daemon, so none may stay for ever."""
+    monkeypatch.setattr(metrics, "IDLE", 0.2)
+    port = free_port()
+    server = metrics.Metrics(
+        site.configure("http://127.0.0.1:9/", metrics={"listen": f"127.0.0.1:{port}"})
+    )
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as silent:
+            assert silent.recv(1) == b""
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("path", ["/../../etc/passwd", "/etc/passwd", "/%2e%2e/uploader.yaml"])
+def test_no_file_is_served(site: Site, path: str) -> None:
+    """Whatever path is asked for, there are figures and nothing else."""
+    port = free_port()
+    server = metrics.Metrics(
+        site.configure("http://127.0.0.1:9/", metrics={"listen": f"127.0.0.1:{port}"})
+    )
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as asking:
+            asking.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+            answer = asking.makefile("rb").read()
+    finally:
+        server.close()
+    _, _, body = answer.partition(b"\r\n\r\n")
+    assert all(line.startswith((b"# ", b"se3_uploader_")) for line in body.splitlines())
 
 
 def listening(daemon: Process) -> Set[str]:

@@ -98,7 +98,7 @@ def test_any_retry_after_is_a_wait_or_none(asked: str, now: Any) -> None:
 KEYS = st.integers(-(2**63), 2**63 - 1) | st.text(max_size=20).filter(lambda s: s.isprintable())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(keys=st.lists(KEYS, min_size=1, max_size=6, unique=True))
 def test_any_key_comes_back_from_the_outbox_as_it_was(keys: Any) -> None:
     """Keys of any database, numbers and texts, stay what they are and are never mixed up."""
@@ -155,7 +155,7 @@ JUNK = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(section=st.sampled_from(SECTIONS), key=st.text(max_size=8) | st.sampled_from(
     ["url", "endpoints", "base", "columns", "pictures", "path", "listen", "level", "sub_devices"]
 ), value=JUNK)  # fmt: skip
