@@ -72,7 +72,7 @@ class Intake:
     def _place(self, queue: Queue, cursor: Optional[Cursor]) -> None:
         queue.begun = cursor is not None
         queue.cursor = cursor or NOWHERE
-        queue.at_end = False
+        queue.caught_up = False
         queue.lookback = Lookback(self._config.lookback)
         queue.patrol = Patrol()
         if queue.cursor.position is not None:
@@ -102,13 +102,13 @@ class Intake:
         for queue in self._queues:
             queue.lookback.owed |= changed or self.error is not None
             if queue.lookback.owed or now >= queue.patrol.due:
-                queue.at_end = False
+                queue.caught_up = False
 
     def tail(self, queue: Queue) -> bool:
         """Take the next events in for an endpoint; True when there may be more at once."""
         if not self.enabled or self._recorder.error or self._monotonic() < self._again_at:
             return False
-        if queue.at_end or not queue.has_room() or not self._has_window(queue):
+        if queue.caught_up or not queue.has_room() or not self._has_window(queue):
             return False
         try:
             more = self._take_in(queue)
@@ -149,7 +149,7 @@ class Intake:
         sweeping = self._sweep(queue, queue.lookback)
         # A page may be short because the source kept its read short for the writer's sake.
         at_end = not page.refs or page.refs[-1].key == page.newest
-        queue.at_end = at_end and not sweeping
+        queue.caught_up = at_end and not sweeping
         if queue.caught_up:
             self._patrol(queue)
         return bool(page.refs) or sweeping

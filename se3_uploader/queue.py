@@ -72,8 +72,8 @@ class Queue:
     patrol: Patrol = field(default_factory=Patrol)
     begun: bool = False
     """The place in the source is decided (source.start) and recorded."""
-    at_end: bool = False
-    """The last look at the source brought everything that follows the cursor."""
+    caught_up: bool = False
+    """The last look at the source brought everything there is."""
     recorded: bool = True
     """The outbox may hold pending entries that are not in memory."""
 
@@ -107,11 +107,6 @@ class Queue:
     def is_events(self) -> bool:
         """Does it receive events (else status reports)?"""
         return self.endpoint.kind == "history_event"
-
-    @property
-    def caught_up(self) -> bool:
-        """Was everything seen that the source holds, also what became visible late?"""
-        return self.at_end and not self.lookback.owed
 
     @property
     def strict(self) -> bool:

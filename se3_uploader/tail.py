@@ -45,7 +45,10 @@ class Lookback:
     """Where it ends; None: no sweep is under way."""
     settles: Optional[Key] = None
     """What counts as settled when the sweep has come to its end."""
-    started: float = 0.0
+    began: float = 0.0
+    """When its page under way was asked for."""
+    spent: float = 0.0
+    """Seconds that its pages took; between them other work is done."""
     next_sweep: float = 0.0
 
     def moved(self, position: Key, now: float) -> None:
@@ -56,25 +59,27 @@ class Lookback:
 
     def begin(self, cursor: Cursor, now: float) -> bool:
         """Begin a sweep, where one is due; True while one is under way."""
+        self.began = now
         if self.until is None and not self.passed:
             self.owed = False
         elif self.until is None and now >= self.next_sweep:
             self.owed = False
             self.at, self.until, self.settles = cursor.settled, cursor.position, cursor.settled
-            self.started = now
+            self.spent = 0.0
             while self.passed and self.passed[0][0] <= now - self.seconds:
                 self.settles = self.passed.popleft()[1]
         return self.until is not None
 
     def swept(self, cursor: Cursor, page: Look, now: float) -> Cursor:
         """Take note of a page read after self.at; returns the cursor as it is then."""
+        self.spent += now - self.began
         reached = any(ref.key == self.until for ref in page.refs)
         if page.refs:
             self.at = page.refs[-1].key
         if page.refs and not reached:
             return cursor
         self.until = None
-        self.next_sweep = now + max(1.0, 10 * (now - self.started))
+        self.next_sweep = now + max(1.0, 10 * self.spent)
         return cursor._replace(settled=self.settles)
 
 

@@ -118,3 +118,13 @@ def test_what_came_before_the_start_stays(tmp_path: Path) -> None:
         site.add(event(11, timestamp=now))
         uploader.run_for(1000.0)
     assert numbers(platform) == [11]
+
+
+def test_a_sweep_between_other_work_does_not_put_off_the_next() -> None:
+    """What counts is the time that its pages took, not how long a drain went on beside it."""
+    lookback, cursor = Lookback(60.0), Cursor(9, b"", None)
+    lookback.moved(9, 0.0)
+    for key in range(10):
+        assert lookback.begin(cursor, 100.0 * key)
+        cursor = lookback.swept(cursor, Look(None, 9, [Ref(key, b"")]), 100.0 * key + 0.1)
+    assert lookback.next_sweep == pytest.approx(900.1 + 10.0)
