@@ -20,7 +20,6 @@ import sys
 import threading
 import time
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Set, Union
 
@@ -338,13 +337,6 @@ def keys(server: Server) -> Dict[int, Set[str]]:
     for request in server.requests:
         found.setdefault(number_of(request), set()).add(request.key)
     return found
-
-
-def with_endpoint(config: Config, **changes: Any) -> Config:
-    """Change the endpoints for events of a configuration."""
-    events = config.history_event
-    endpoints = tuple(replace(endpoint, **changes) for endpoint in events.endpoints)
-    return replace(config, history_event=replace(events, endpoints=endpoints))
 
 
 def notes_of(request: Request) -> List[str]:

@@ -105,7 +105,7 @@ def test_one_endpoint_down_delays_no_other(site: Site) -> None:
                 uploader.engine.look_soon()
                 uploader.run(lambda n=number: n in numbers(well))  # type: ignore[misc]
                 took.append(time.monotonic() - began)
-            assert sorted(took)[len(took) // 2] < 0.5
+            assert sorted(took)[len(took) // 2] < 2.0
             assert site.account("p0")["delivered"] == 70
             hanging.script = broken.script = Reply()
             hanging.disconnect()
