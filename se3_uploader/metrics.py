@@ -47,7 +47,8 @@ class Metrics:
         host, _, port = (config.metrics.listen or "").rpartition(":")
         self._server = start_http_server(int(port), host.strip("[]"), registry)[0]
         # Its default is to wait for ever, with a thread for each connection.
-        self._server.RequestHandlerClass.timeout = IDLE
+        handler: Any = self._server.RequestHandlerClass
+        handler.timeout = IDLE
 
     def observe(self, endpoint: str, seconds: float) -> None:
         """Count an answer of an endpoint that came after so many seconds."""

@@ -258,7 +258,7 @@ def is_dead(rejections: int, passes_since_first: int, in_a_row: int, retry: Retr
 
 
 def redact(answer: Answer, payload: bytes, limit: int = 300) -> str:
-    """The text of an answer for a dead letter: cut, and without a text of the event or a credential.
+    """The text of an answer for a dead letter: cut, without a text of the event or a credential.
 
     A platform may send the request back, escaped, in part, or in another encoding, so words that
     have anything in common with those go, and so do those that no person would write.

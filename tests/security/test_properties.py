@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Dict
 from urllib.parse import quote
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -60,6 +61,15 @@ def test_no_answer_at_all_betrays_the_event(
     kept = policy.redact(Answer(400, body=body, secrets=frozenset([secret])), payload)
     assert kept.isprintable()
     assert not any(text in kept for text in [*event.values(), secret])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_escaped_text_survives(way: str) -> None:
+    """What is kept can be read by a machine: a name as escapes is a name."""
+    event = {"identity_name": "张伟", "group": "a/b é"}
+    kept = policy.redact(Answer(400, body=WAYS[way](event).encode()), json.dumps(event).encode())
+    for piece in ("5f20", "4f1f", "%e5", "&#", "a/b", "a\\/b", "é", "e9"):
+        assert piece not in kept.lower()
 
 
 def test_what_a_platform_says_in_its_own_words_is_kept() -> None:
