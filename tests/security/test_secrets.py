@@ -399,7 +399,11 @@ def test_the_test_receiver_says_little(tmp_path: Path) -> None:
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
     ) as receiver:
         assert receiver.stdout is not None
-        said = receiver.stdout.readline()
+        said = b""
+        while str(port).encode() not in said:
+            line = receiver.stdout.readline()
+            assert line, said
+            said += line
         for body in (
             event_payload(identity_name=marked.NAME),
             event_payload(identity_name=marked.NAME, score=marked.PERSON),
