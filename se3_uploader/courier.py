@@ -130,7 +130,10 @@ class Courier:
             if body is None and entry.key in found.rows:
                 try:
                     body = self._build(queue, entry, found.rows[entry.key])
-                except SourceError:
+                except (SourceError, OutboxError) as error:
+                    # Those before it are lined up already: only this one is left.
+                    if isinstance(error, OutboxError):
+                        self._recorder.failed(error)
                     left.append(entry)
                     continue
                 if body is None:
@@ -151,10 +154,13 @@ class Courier:
         return payload.strip_pictures(body, payload.Strip(entry.strip), when_absent)
 
     def _build(self, queue: Queue, entry: Entry, row: Row) -> Optional[bytes]:
-        """The payload of an entry; None where it has none, and so ended. Raises SourceError."""
+        """The payload of an entry; None where it has none, and so ended.
+
+        Raises SourceError, OutboxError.
+        """
         if not self._intake.is_same_event(queue, entry, row):
-            self._lose(queue, entry, REPLACED)
             self._intake.take_in(queue, row.ref)
+            self._lose(queue, entry, REPLACED)
             return None
         try:
             return payload.build(
