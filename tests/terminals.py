@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Callable, Dict
 
@@ -56,8 +57,10 @@ def as_nobody(work: Callable[[], int]) -> int:
 
 
 def let_in(folder: Path) -> None:
-    """Let other users into a temporary folder of pytest."""
-    for each in (folder, *list(folder.parents)[:2]):
+    """Let other users into a temporary folder of pytest, however deep xdist puts it."""
+    for each in (folder, *folder.parents):
+        if each == Path(tempfile.gettempdir()):
+            break
         each.chmod(0o755)
 
 
