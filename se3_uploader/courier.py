@@ -96,12 +96,12 @@ class Courier:
             if not entries and queue.recorded:
                 self._load(queue, 4 * limit)
                 entries = queue.next_entries(limit, now)
-            left = self._build_all(queue, entries)
+            left, failed = self._build_all(queue, entries)
         except OutboxError as error:
             self._recorder.failed(error)
             queue.put_back(entries, now + 1.0)
             return False
-        queue.put_back(left, now + 1.0 if self._intake.error else now)
+        queue.put_back(left, now + 1.0 if failed else now)
         return len(left) < len(entries)
 
     def _load(self, queue: Queue, limit: int) -> None:
@@ -117,12 +117,18 @@ class Courier:
             queue.hold(entry)
             queue.backlog.append(entry)
 
-    def _build_all(self, queue: Queue, entries: List[Entry]) -> List[Entry]:
-        """Line up payloads as far as memory allows; returns the entries that are left."""
+    def _build_all(self, queue: Queue, entries: List[Entry]) -> Tuple[List[Entry], bool]:
+        """Line up payloads as far as memory allows; returns the entries that are left.
+
+        The second value tells that source or outbox failed, so that they are not tried at once.
+        """
         bodies = {id(entry): self._copied_body(queue, entry) for entry in entries}
         found = self._intake.fetch(queue, [e for e in entries if bodies[id(e)] is None])
         left: List[Entry] = []
+        failed = found.failed
         for number, entry in enumerate(entries):
+            if left and queue.strict:
+                return [*left, *entries[number:]], failed
             body = bodies[id(entry)]
             if body is None and entry.key in found.missing:
                 self._lose(queue, entry, DELETED)
@@ -135,16 +141,15 @@ class Courier:
                     if isinstance(error, OutboxError):
                         self._recorder.failed(error)
                     left.append(entry)
+                    failed = True
                     continue
                 if body is None:
                     continue
             if body is None:
                 left.append(entry)
-                if queue.strict:
-                    return entries[number:]
             else:
                 queue.make_ready(entry, body)
-        return left
+        return left, failed
 
     def _copied_body(self, queue: Queue, entry: Entry) -> Optional[bytes]:
         body = self._recorder.body(entry)
