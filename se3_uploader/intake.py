@@ -278,7 +278,8 @@ class Intake:
         for queue in self._queues:
             cursor = NOWHERE
             if newest is not None and self._outbox.known(queue.id, self.generation, [newest]):
-                cursor = Cursor(newest.key, newest.fingerprint, newest.key)
+                # Rows before it may still become visible late.
+                cursor = Cursor(newest.key, newest.fingerprint, queue.cursor.settled)
             self._place(queue, cursor)
             self._recorder.move_cursor(queue.id, self.generation, cursor)
             queue.begun = True
