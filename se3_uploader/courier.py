@@ -111,8 +111,10 @@ class Courier:
         for entry in entries:
             held = queue.held.get((entry.key, entry.fingerprint))
             if held is not None:
-                # A backfill recorded it while it was on its way already.
+                # A backfill recorded it while it was on its way already, perhaps in a newer
+                # generation: that row is its account from now on.
                 held.row_id, held.copied = entry.row_id, entry.copied
+                held.generation_id = entry.generation_id
                 continue
             queue.hold(entry)
             queue.backlog.append(entry)

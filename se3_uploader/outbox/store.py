@@ -120,7 +120,7 @@ class Outbox(Reader):
             for entry, body in changes.copies:
                 if entry.state in (PENDING, DEAD):
                     row_id = new_ids.get(id(entry), entry.row_id)
-                    copied_bytes += self._copy(row_id, body)
+                    copied_bytes += self._copy(row_id, body) if row_id is not None else 0
             for account in {*tallies, *changes.cursors}:
                 self._post(account, tallies.get(account), changes.cursors.get(account))
             for endpoint_id, state in changes.endpoints.items():
@@ -149,8 +149,11 @@ class Outbox(Reader):
                 new_ids[id(entry)] = row_id
                 return 0
             # A backfill recorded the same event meanwhile, perhaps with a copy.
+            adopted = self._adopt(entry, tally)
+            if adopted is None:
+                return 0
             entry.copied = True
-            new_ids[id(entry)] = self._adopt(entry, tally)
+            new_ids[id(entry)] = adopted
         row_id = new_ids.get(id(entry), entry.row_id)
         values: Tuple[object, ...] = (row_id,)
         if entry.generation_id == REPORTS and entry.state == DELIVERED:
@@ -175,13 +178,20 @@ class Outbox(Reader):
             return 0
         return self._drop_copy(row_id) if entry.copied else 0
 
-    def _adopt(self, entry: Entry, tally: _Tally) -> int:
-        """The row an event has already; one that was lost and has come back is open again."""
-        row_id, state = self.read(
+    def _adopt(self, entry: Entry, tally: _Tally) -> Optional[int]:
+        """The row an event has already; one that was lost and has come back is open again.
+
+        None where the row is another event's: a backfill recorded what came to stand at the key
+        before we could record what stood there until then, and its row is not ours to end.
+        """
+        found = self.read(
             "SELECT id, state FROM delivery"
-            " WHERE endpoint_id = ? AND key = ? AND generation_id = ?",
-            entry.endpoint_id, entry.key, entry.generation_id,
-        )[0]  # fmt: skip
+            " WHERE endpoint_id = ? AND key = ? AND generation_id = ? AND fingerprint = ?",
+            entry.endpoint_id, entry.key, entry.generation_id, entry.fingerprint,
+        )  # fmt: skip
+        if not found:
+            return None
+        row_id, state = found[0]
         if state == LOST:
             self._database.execute_sql("UPDATE delivery SET state = 0 WHERE id = ?", (row_id,))
             tally.add(LOST, -1)
