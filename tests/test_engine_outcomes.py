@@ -330,7 +330,8 @@ def test_poison_without_end_does_not_stand_in_front(site: Site) -> None:
     """Seventy events in a row that the platform rejects look as if it were broken: it is paused.
 
     Still every probe is another event, so it gets past them, and all that can be delivered is.
-    Once good events pass now and then it is the poison's own fault again, and it dies.
+    Once good events pass now and then it is the poison's own fault again, and it dies; what died
+    just before the platform looked broken once more is tried anew, all of its attempts.
     """
     poison = range(1, 71)
     site.add(*range(1, 101))
@@ -346,7 +347,7 @@ def test_poison_without_end_does_not_stand_in_front(site: Site) -> None:
             uploader.run_for(30.0)
         uploader.run()
     assert site.account() == sums(seen=number, delivered=number - 70, dead=70)
-    assert {numbers(platform).count(number) for number in poison} == {4}
+    assert {numbers(platform).count(number) % 4 for number in poison} == {0}
 
 
 @pytest.mark.parametrize("count", [3, 100])
