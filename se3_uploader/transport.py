@@ -113,6 +113,13 @@ class Response(http.client.HTTPResponse):
         ends = "close" in kept or (version == "HTTP/1.0" and "keep-alive" not in kept)
         self.will_close = ends or (self.length is None and not self.chunked)
 
+    def _read_next_chunk_size(self) -> int:
+        """Refuse a size below zero, for which the standard library reads on without an end."""
+        size: int = super()._read_next_chunk_size()  # type: ignore[misc]
+        if size < 0:
+            raise ValueError("a chunk of less than nothing")
+        return size
+
 
 def _read_fields(file: IO[bytes]) -> Mapping[str, str]:
     """Read headers up to the empty line, of those with the same name the first."""

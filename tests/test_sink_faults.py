@@ -186,6 +186,8 @@ GARBAGE = {
     "interim in place of final": b"HTTP/1.1 103 Early Hints\r\nContent-Length: 0\r\n\r\n",
     "protocol switched": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n",
     "chunk no number": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n\r\n",
+    "chunk below zero": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nabc\r\n\r\n",
+    "chunk without an end": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n{",
 }
 
 
