@@ -46,13 +46,10 @@ def clock() -> Clock:
     return Clock(time.monotonic, time.time)
 
 
-def open_outbox(path: str) -> Tuple[Outbox, bool]:
-    """Open the outbox; one that is damaged is moved aside first, which the second value tells.
-
-    Raises OutboxError.
-    """
+def open_outbox(path: str) -> Outbox:
+    """Open the outbox; one that is damaged is moved aside first. Raises OutboxError."""
     try:
-        return Outbox(path, time.time), False
+        return Outbox(path, time.time)
     except OutboxDamaged as error:
         aside = quarantine(path, time.time)
         log.error(
@@ -60,7 +57,7 @@ def open_outbox(path: str) -> Tuple[Outbox, bool]:
             " under its old idempotency key",
             kept_as=aside,
         )
-        return Outbox(path, time.time), True
+        return Outbox(path, time.time)
 
 
 def run_once(config: Config) -> int:
@@ -69,13 +66,13 @@ def run_once(config: Config) -> int:
     0 all delivered, 75 something is still pending, 1 something is dead or was lost. Raises
     OutboxError, SourceError.
     """
-    outbox, rebuilt = open_outbox(config.outbox.path)
+    outbox = open_outbox(config.outbox.path)
     lost_before = outbox.total("lost")
     wake = Wake(())
     source = open_source(config.source)
     engine = Engine(
         config, source, outbox, Sink,
-        clock=clock(), random=random.random, wake=wake.set, start="earliest" if rebuilt else None,
+        clock=clock(), random=random.random, wake=wake.set,
     )  # fmt: skip
     began = time.monotonic()
     try:
@@ -126,9 +123,9 @@ class Daemon:
         self._stop = False
         self._reload = False
         self._source = open_source(config.source)
-        self._outbox, rebuilt = open_outbox(config.outbox.path)
+        self._outbox = open_outbox(config.outbox.path)
         self._wake = Wake(self._source.watch_paths())
-        self._engine = self._make_engine("earliest" if rebuilt else None)
+        self._engine = self._make_engine()
         self._reports: Deque[device_status.Report] = deque()
         self._collecting: Optional[threading.Thread] = None
         self._reader: Optional[Reader] = None
@@ -141,11 +138,10 @@ class Daemon:
         self._started = time.monotonic()
         self._begin_reports()
 
-    def _make_engine(self, start: Optional[str] = None) -> Engine:
+    def _make_engine(self) -> Engine:
         return Engine(
             self.config, self._source, self._outbox, Sink,
             clock=clock(), random=random.random, wake=self._wake.set, observe=self._observe,
-            start=start,
         )  # fmt: skip
 
     def _observe(self, endpoint: str, seconds: float) -> None:

@@ -154,11 +154,10 @@ class Run:
             ) from None
         if not taken:
             return
-        self._outbox, rebuilt = agent.open_outbox(self._config.outbox.path)
+        self._outbox = agent.open_outbox(self._config.outbox.path)
         self._engine = Engine(
             self._config, self._source, self._outbox, Sink,
             clock=agent.clock(), random=random.random, wake=self._wake.set,
-            start="earliest" if rebuilt else None,
         )  # fmt: skip
         self._engine.take_nothing_in()
 

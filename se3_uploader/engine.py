@@ -52,10 +52,9 @@ class Engine:
         random: Callable[[], float],
         wake: Callable[[], None],
         observe: Callable[[str, float], None] = lambda *_: None,
-        start: Optional[str] = None,
     ) -> None:
         """wake is called from the sinks' threads when an answer has come; observe is told how long
-        each took, in seconds; start overrides source.start. Raises OutboxError."""
+        each took, in seconds. Raises OutboxError."""
         self.config = config
         self.stopping = False
         """Set to send no more events, only what is in flight and the last report."""
@@ -75,9 +74,9 @@ class Engine:
         self.queues: List[Queue] = []
         self._is_open = True
         """False after damage, until a new outbox could be begun."""
-        self._open(start or config.source.start)
+        self._open()
 
-    def _open(self, start: str) -> None:
+    def _open(self) -> None:
         queues: List[Queue] = []
         for endpoint in self.config.endpoints:
             number = self._outbox.register(endpoint.name, endpoint.kind, endpoint.shown_url)
@@ -86,7 +85,7 @@ class Engine:
             queues.append(Queue(endpoint, number, sink))
             if endpoint.kind == "device_status" and self.config.device_status.keep == "latest":
                 self._outbox.forget_reports(number)
-        self._intake = Intake(self.config, self._source, self._recorder, queues, start)
+        self._intake = Intake(self.config, self._source, self._recorder, queues)
         self.queues = queues
         self._courier = Courier(
             self.config, self._recorder, self._intake, self._random, self._wake, self._observe
@@ -152,7 +151,7 @@ class Engine:
                 self._is_open = False
             # What was noted meanwhile speaks of rows of the old file.
             self._recorder.reset()
-            self._open("earliest")
+            self._open()
             self._is_open = True
         except OutboxError as error:
             self._recorder.failed(error)

@@ -42,9 +42,8 @@ class Intake:
         source: Source,
         recorder: Recorder,
         queues: Sequence[Queue],
-        start: str,
     ) -> None:
-        """start: where an endpoint begins that has no cursor yet. Raises OutboxError."""
+        """Raises OutboxError."""
         self.enabled = True
         """Are new events taken in? Not while a backfill runs the engine by itself."""
         self._config = config.source
@@ -54,7 +53,8 @@ class Intake:
         self._monotonic = recorder.clock.monotonic
         self._wall = recorder.clock.wall
         self._queues = [queue for queue in queues if queue.is_events]
-        self._start = start
+        # What a damaged outbox held is not known, so nothing may be skipped: better twice.
+        self._start = "earliest" if self._outbox.is_rebuilt() else self._config.start
         self._keep_delivered = config.outbox.keep_delivered
         self._is_by_time = payload.columns_of(config.source).timestamp == config.source.key
         self._look_at = 0.0
@@ -68,6 +68,9 @@ class Intake:
         )
         for queue in self._queues:
             self._place(queue, self._outbox.cursor(queue.id, self.generation))
+            if not queue.begun and self._start == "earliest":
+                self._recorder.move_cursor(queue.id, self.generation, NOWHERE)
+                queue.begun = True
 
     def _place(self, queue: Queue, cursor: Optional[Cursor]) -> None:
         queue.begun = cursor is not None
@@ -144,6 +147,8 @@ class Intake:
         if not queue.begun:
             queue.seen.append(Seen(None, queue.cursor, now))
             queue.begun = True
+            # Whatever comes from now on is new, also if the power goes in this moment.
+            self._recorder.write()
         if queue.seen:
             self._recorder.touch()
         sweeping = self._sweep(queue, queue.lookback)

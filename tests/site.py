@@ -202,18 +202,16 @@ class Uploader:
         outbox: Optional[Outbox] = None, source: Optional[Source] = None,
     ) -> None:  # fmt: skip
         self._skipped = 0.0
+        self._crashed = False
         self._woken = threading.Event()
         self.source = source or open_source(config.source)
-        self.rebuilt = False
-        if outbox is None:
-            outbox, self.rebuilt = open_outbox(config.outbox.path)
-        self.outbox = outbox
+        self.outbox = outbox or open_outbox(config.outbox.path)
         self.clock = Clock(
             lambda: time.monotonic() + self._skipped, lambda: time.time() + self._skipped
         )
         self.engine = Engine(
             config, self.source, self.outbox, Sink, clock=self.clock, random=random,
-            wake=self._woken.set, start="earliest" if self.rebuilt else None,
+            wake=self._woken.set,
         )  # fmt: skip
 
     @property
@@ -262,11 +260,14 @@ class Uploader:
             queue.sink.close(0.0)
         self.outbox.close()
         self.source.close()
+        self._crashed = True
 
     def __enter__(self) -> Uploader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._crashed:
+            return
         self.engine.close(1.0)
         self.engine.flush()
         self.outbox.close()

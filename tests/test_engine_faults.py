@@ -16,7 +16,7 @@ from se3_uploader.agent import run_once
 from se3_uploader.outbox import OutboxError
 
 from .http_server import DROP, Reply, Request, Server
-from .site import SUMS, Process, Site, Switch, deliver, keys, number_of, numbers, sums
+from .site import SUMS, Process, Site, Switch, Uploader, deliver, keys, number_of, numbers, sums
 
 
 @pytest.fixture
@@ -151,6 +151,22 @@ def test_damaged_outbox_at_the_start(site: Site) -> None:
     assert all(len(used) == 1 for used in keys(platform).values())
     assert len(quarantined(site)) == 1
     assert site.account() == sums(seen=41, delivered=41)
+
+
+def test_damaged_outbox_and_a_crash_before_the_first_commit(site: Site) -> None:
+    """The power goes before anything is recorded in the new outbox: still nothing is skipped."""
+    site.add(*range(1, 21))
+    with Server() as platform:
+        config = site.configure(platform.url, source={"url": url(site), "start": "latest"})
+        deliver(config)
+        damage(site)
+        with Uploader(config) as uploader:
+            uploader.crash()
+        assert site.rows("SELECT count(*) FROM ledger") == [(0,)]
+        deliver(config)
+        site.add(21)
+        deliver(config)
+    assert sorted(numbers(platform)) == list(range(1, 22))
 
 
 def url(site: Site) -> str:

@@ -201,6 +201,19 @@ def url(site: Site) -> str:
     return f"sqlite:///{site.events}"
 
 
+def test_start_latest_and_a_crash_at_once(site: Site) -> None:
+    """Once a new installation has decided where it begins, what comes is kept over a power cut."""
+    site.add(*range(1, 11))
+    with Server() as platform:
+        config = site.configure(platform.url, source={"url": url(site), "start": "latest"})
+        with Uploader(config) as uploader:
+            uploader.step()
+            site.add(11)
+            uploader.crash()
+        deliver(config)
+    assert numbers(platform) == [11]
+
+
 @pytest.mark.parametrize("filled_first", [False, True])
 def test_start_latest_on_an_empty_source(site: Site, filled_first: bool) -> None:
     """With nothing there yet everything is new; a wipe later does not make the past begin again."""

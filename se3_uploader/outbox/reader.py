@@ -7,7 +7,7 @@ from typing import Collection, Dict, List, NamedTuple, Optional, Sequence, Set, 
 import peewee
 
 from ..source import Key, Ref
-from .schema import LIVE, LOST, PENDING, explain
+from .schema import LIVE, LOST, PENDING, explain, is_quarantined
 
 REPORTS = 0
 """Generation of status reports: they have no source, are stored whole, and leave no receipt."""
@@ -115,6 +115,12 @@ class Reader:
                 "SELECT 1 FROM ledger WHERE endpoint_id = ? AND fingerprint IS NOT NULL LIMIT 1",
                 endpoint_id,
             )
+        )
+
+    def is_rebuilt(self) -> bool:
+        """Was a damaged outbox moved aside for this one, in which nothing has begun yet?"""
+        return is_quarantined(self.path) and not self.read(
+            "SELECT 1 FROM ledger WHERE fingerprint IS NOT NULL LIMIT 1"
         )
 
     def generation(self, source: str) -> Optional[Tuple[int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import stat
 import time
@@ -250,6 +251,11 @@ def quarantine(path: str, wall: Callable[[], float]) -> str:
         if os.path.exists(path + suffix):
             os.rename(path + suffix, aside + suffix)
     return aside
+
+
+def is_quarantined(path: str) -> bool:
+    """Does an outbox that was once at this path lie beside it, damaged?"""
+    return bool(glob.glob(f"{glob.escape(path)}.damaged-*"))
 
 
 def _quoted(path: str) -> str:
