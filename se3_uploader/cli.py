@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+import threading
 import time
 import traceback
 from typing import Callable, Dict, List, Optional, Sequence
@@ -54,14 +55,14 @@ def _with_times(words: Sequence[str]) -> List[str]:
     return joined
 
 
-def _is_foreseen(error: Exception) -> bool:
+def _is_foreseen(error: BaseException) -> bool:
     from .outbox import OutboxError
     from .source import SourceError
 
     return isinstance(error, (OSError, OutboxError, SourceError))
 
 
-def _explained(error: Exception) -> str:
+def _explained(error: BaseException) -> str:
     """Say what happened; of a mistake of our own only where, since its text may be personal."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; look at its owner, its mode and its disk"
@@ -73,6 +74,12 @@ def _explained(error: Exception) -> str:
         f"stopped by a mistake in the program, {type(error).__name__} at {' > '.join(places)};"
         f" nothing is lost. Please report this line, with the version {__version__}"
     )
+
+
+def _tell_of_thread(failed: threading.ExceptHookArgs) -> None:
+    """Log what ended a thread, in place of Python's traceback, which repeats its words."""
+    if failed.exc_value is not None and failed.thread is not None:
+        log.error(f"{failed.thread.name}: {_explained(failed.exc_value)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -160,6 +167,7 @@ def _run(options: argparse.Namespace) -> int:
 
     loaded = _load(options)
     log.setup(loaded.log.level, loaded.log.format)
+    threading.excepthook = _tell_of_thread
     lock, present = Lock(loaded.outbox.path), Lock(daemon_lock(loaded.outbox.path))
     if options.once:
         holder = lock.acquire("once")

@@ -20,15 +20,6 @@ from .secrets_of import secrets_in
 DAY = 86400.0
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    """A box with an event full of secrets."""
-    site = Site(tmp_path)
-    site.run("ALTER TABLE event ADD COLUMN phone TEXT")
-    site.add(marked.secret_event())
-    return site
-
-
 def on_disk(site: Site) -> List[bytes]:
     """Which secrets stand in any file of the state folder."""
     return secrets_in(b"".join(path.read_bytes() for path in site.outbox.parent.iterdir()))

@@ -5,9 +5,7 @@ All faults happen to the real engine, sinks and outbox; then every command tells
 
 from __future__ import annotations
 
-import io
 import json
-import logging
 import signal
 import socketserver
 import ssl
@@ -24,7 +22,7 @@ from typing import Any, Callable, Dict, Iterator, Tuple
 import pytest
 import trustme
 
-from se3_uploader import cli, log, metrics
+from se3_uploader import cli, metrics
 from se3_uploader import config as configuration
 from se3_uploader.config import Config
 from tests.http_server import DROP, HANG, RESET, Reply, Request, Server
@@ -36,39 +34,16 @@ from . import secrets_of as marked
 from .secrets_of import secrets_in
 
 LOGIN = f"{marked.USER}:{marked.PASSWORD}"
+EVERYTHING = ("--since", "2020-01-01", "--until", "2030-01-01")
 SHORT: Dict[str, Any] = {"connect": "0.3s", "read": "0.3s", "total": "0.5s"}
 RETRY: Dict[str, Any] = {"base": "1s", "cap": "4s", "reject_after": 1}
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    """A box with an event full of secrets."""
-    site = Site(tmp_path)
-    site.run("ALTER TABLE event ADD COLUMN phone TEXT")
-    site.add(marked.secret_event())
-    return site
-
-
-@pytest.fixture
-def logged() -> Iterator[io.StringIO]:
-    """Everything that the program logs in this process, and what packages would print."""
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
-    log.setup("debug", "json")
-    loggers = (logging.getLogger("se3_uploader"), logging.getLogger())
-    for logger in loggers:
-        logger.addHandler(handler)
-    yield stream
-    loggers[1].removeHandler(handler)
-    loggers[0].handlers.clear()
-    loggers[0].propagate = True
 
 
 def all_said(config: Config, capfd: Any) -> bytes:
     """What every command that looks says about a site, and what Prometheus is told."""
     for words in (
         ["status"], ["status", "--json"], ["check"], ["outbox", "list"], ["outbox", "show"],
-        ["backfill", "--since", "2020-01-01", "--until", "2030-01-01", "--dry-run"],
+        ["backfill", *EVERYTHING, "--dry-run"], ["source", "inspect"],
     ):  # fmt: skip
         cli.main([*words, "-c", config.path])
     said = capfd.readouterr()
