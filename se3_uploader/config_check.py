@@ -38,6 +38,8 @@ def check_config(document: Document) -> List[str]:
     for section, rule in (("source", _source_problems), ("retry", _retry_problems)):
         if _sound((section,), problems):
             _add(problems, (section,), rule(document.data.get(section, {})))
+    if _sound(("source",), problems) and _sound(("outbox",), problems):
+        _add(problems, (), _lookback_problems(document.data))
     devices = _list(document.data, "device_status", "sub_devices")
     if _sound(("device_status", "sub_devices"), problems):
         _add(problems, ("device_status", "sub_devices"), _sub_device_problems(devices))
@@ -286,6 +288,19 @@ FORMATS: Dict[str, Callable[[Any], bool]] = {
 def _source_problems(source: Mapping[str, Any]) -> Found:
     if source.get("table") is not None and source.get("query") is not None:
         yield ("query",), "stands beside table, keep one of them"
+
+
+def _lookback_problems(data: Mapping[str, Any]) -> Found:
+    """A late row is told from a delivered one by its receipt; half is left for clocks being set."""
+    lookback = data["source"].get("lookback")
+    keep = _given(data, "outbox").get("keep_delivered", "30d")
+    if 2 * units.duration("1m" if lookback is None else lookback) <= units.duration(keep):
+        return
+    why = "or events would be sent again once their receipts are gone"
+    if lookback is not None:
+        yield ("source", "lookback"), f"must be at most half of outbox.keep_delivered, {why}"
+    else:
+        yield ("outbox", "keep_delivered"), f"must be at least twice source.lookback (1m), {why}"
 
 
 def _retry_problems(retry: Mapping[str, Any]) -> Found:

@@ -242,6 +242,14 @@ MISTAKES = {
             "device_status.sub_devices[1].ep_ip: stands in this list already, keep one of them",
         ],
     ),
+    "lookback beyond the receipts": (
+        smallest(source={"lookback": "16d"}),
+        ["source.lookback: must be at most half of outbox.keep_delivered, or events"],
+    ),
+    "receipts shorter than the default lookback": (
+        smallest(outbox={"keep_delivered": "119s"}),
+        ["outbox.keep_delivered: must be at least twice source.lookback (1m), or events"],
+    ),
     "listen": (
         smallest(metrics={"listen": ":9529"}),
         ["metrics.listen: must be HOST:PORT, for example 127.0.0.1:9529"],
@@ -278,6 +286,11 @@ GOOD = {
     "proxy with credentials": endpoint(proxy="http://u:p@proxy:3128"),
     "certificate that holds its key": endpoint(tls={"cert_file": "/c"}),
     "extra column": smallest(source={"columns": {"ext_data.place.floor": "floor"}}),
+    "lookback of half the receipts": smallest(
+        source={"lookback": "15d"}, outbox={"keep_delivered": "30d"}
+    ),
+    "receipts twice the default lookback": smallest(outbox={"keep_delivered": "2m"}),
+    "no lookback": smallest(source={"lookback": 0}, outbox={"keep_delivered": "1s"}),
     "mysql": smallest(source={"url": "mysql://u:p@127.0.0.1:3306/db?charset=utf8mb4"}),
     "mongodb": smallest(source={"url": "mongodb://127.0.0.1/sophon", "profile": "sophon-gate"}),
 }
