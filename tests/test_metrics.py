@@ -201,7 +201,7 @@ def test_no_file_is_served(site: Site, path: str) -> None:
 
 def listening(daemon: Process) -> Set[str]:
     """Addresses at which a daemon listens."""
-    found = psutil.Process(daemon.popen.pid).net_connections("inet")
+    found = [c for c in psutil.net_connections("inet") if c.pid == daemon.popen.pid]
     return {f"{c.laddr.ip}:{c.laddr.port}" for c in found if c.status == psutil.CONN_LISTEN}
 
 
