@@ -30,6 +30,8 @@ STOP_WITHIN = 8.0
 """Seconds in which what is in flight is finished, at a stop and at a reload."""
 REFRESH = 1.0
 """Seconds between two looks at what other processes put into the outbox."""
+START_HEARD_WITHIN = 30.0
+"""Seconds in which an unfinished start, which waits for the event database, must move on."""
 HOUSEKEEPING = 60.0
 RECENT_EVENTS = 1000
 """Rows in which a capture device is looked for by the probe seen:."""
@@ -180,6 +182,8 @@ class Daemon:
                 refresh_at = now + REFRESH
                 self._engine.refresh()
                 sdnotify.status(self._engine.summary())
+                if not ready:
+                    sdnotify.extend_start(START_HEARD_WITHIN)
             if now >= housekeeping_at:
                 housekeeping_at = now + HOUSEKEEPING
                 self._engine.housekeeping()
