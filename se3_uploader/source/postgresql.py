@@ -36,6 +36,7 @@ class PostgresqlSource(SqlSource):
     _advice: ClassVar = {
         "Connection refused": "is the server running, and are host and port of source.url right?",
         "authentication failed": "are user and password of source.url right?",
+        "invalid input syntax": "source.query turns a value into a type that it is not of",
         "permission denied": "the user of source.url needs the right to SELECT",
         "relation": "is source.table right?",
         "column": "is source.columns right?",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from contextlib import contextmanager, suppress
 from time import monotonic
@@ -31,6 +32,9 @@ from .pictures import TOO_LARGE
 from .rows import MAX_SUB_DEVICES, RowMaker, size_of
 from .settle import Settle
 from .statements import Statement, Statements, Values, Whole
+
+_QUOTED = re.compile(r"""[:\s]*["'].*""")
+"""What a message quotes, and all that follows, since a value may hold quotes as well."""
 
 
 class SqlSource(ABC):
@@ -352,7 +356,7 @@ class SqlSource(ABC):
         return self._fetch(database, Statement(whole.short, place))[0]
 
     def _explained(self, error: BaseException) -> str:
-        """Say what the driver said, and what to do; never with the password of the url."""
+        """Say what the driver said, and what to do; not the url's password nor a row's values."""
         said = str(error.args[-1] if error.args else "").strip().splitlines() or [
             type(error).__name__
         ]
@@ -360,6 +364,8 @@ class SqlSource(ABC):
         message = said[0]
         for secret in filter(None, (password, unquote(password))):
             message = message.replace(secret, "***")
+        if isinstance(error, peewee.DataError):
+            message = _QUOTED.sub("", message)
         advice = next((text for part, text in self._advice.items() if part in message), "")
         return f"{self._place()}: {message}" + (f"; {advice}" if advice else "")
 
