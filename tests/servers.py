@@ -80,6 +80,10 @@ class Server:
         processes = [main, *main.children(recursive=True)]
         for process in processes:
             process.suspend()
+        for process in processes:
+            for thread in Path(f"/proc/{process.pid}/task").iterdir():
+                while (thread / "stat").read_text().rpartition(")")[2].split()[0] not in "TtZX":
+                    time.sleep(0.01)  # a thread may yet come to the end of what it does
         try:
             yield
         finally:
