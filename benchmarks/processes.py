@@ -41,10 +41,13 @@ class Program:
     def __init__(self, arguments: List[str], log: Path) -> None:
         self.arguments, self.log = arguments, log
         self.started = time.monotonic()
+        # A package that was installed has its bytecode.
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         with open(log, "wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, *arguments], cwd=ROOT, stdout=output, stderr=output
-            )
+                [sys.executable, *arguments],
+                cwd=ROOT, env=environment, stdout=output, stderr=output,
+            )  # fmt: skip
 
     def usage(self) -> Usage:
         """Measure now; after the program's end only cpu and written are known."""

@@ -17,7 +17,7 @@ from .outbox import (
 )
 from .queue import FRESH
 
-RECEIPT_WAIT = 0.05
+RECEIPT_WAIT = 0.25
 """Seconds an answer waits for others, to be written with them, while more are in flight."""
 RECEIPTS = 100
 """So many answers are written at once."""

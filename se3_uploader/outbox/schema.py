@@ -112,6 +112,8 @@ def connect(path: str, *, timeout: float = 5.0) -> peewee.SqliteDatabase:
         path,
         timeout=timeout,
         pragmas=(
+            # Every commit writes the few pages it touches whole; a copy of 160 KB wants large ones.
+            ("page_size", 2048),
             ("auto_vacuum", "incremental"),
             ("journal_mode", "wal"),
             ("synchronous", "full"),
