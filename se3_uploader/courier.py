@@ -9,8 +9,8 @@ from typing import Callable, Deque, Dict, List, Optional, Tuple
 from . import log, payload, policy
 from .config import Config
 from .intake import Fetched, Intake
-from .outbox import DEAD, DELIVERED, LOST, REPORTS, EndpointState, Entry, OutboxError
-from .queue import BUILT, Flight, Queue
+from .outbox import DEAD, DELIVERED, LOST, REJECTED, REPORTS, EndpointState, Entry, OutboxError
+from .queue import BUILT, Flight, Queue, event_id
 from .recorder import Recorder
 from .sink import Delivery
 from .source import Row, SourceError
@@ -300,13 +300,13 @@ class Courier:
             entry.passes = queue.health.passes
         entry.rejections += 1
         queue.health = policy.refused(
-            queue.health, hash((entry.generation_id, entry.key)), reason, flight.round,
+            queue.health, event_id(entry), reason, flight.round,
             self._config.retry, self._random(), now, self._wall(),
         )  # fmt: skip
         in_a_row = len(queue.health.refused)
         passes = queue.health.passes - entry.passes
         if policy.is_dead(entry.rejections, passes, in_a_row, self._config.retry):
-            self._bury(queue, flight, answer, f"rejected: {reason}")
+            self._bury(queue, flight, answer, f"{REJECTED}{reason}")
             queue.buried.append(entry)
             return
         wait = policy.backoff(entry.rejections, self._config.retry, self._random())

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from typing import Any, Callable, List, Mapping, Optional
+from collections import deque
+from typing import Any, Callable, Deque, List, Mapping, Optional
 
 import orjson
 
@@ -32,6 +33,8 @@ STEADY = 600.0
 CLOCK_JUMP = 5.0
 RECEIPTS_PRUNED = 5000
 """Rows of the outbox looked at in one go for receipts that are old."""
+EARLY = 100
+"""Status reports kept in memory while there is no outbox at all; the newest stay."""
 LETTERS = 20
 """Dead letters whose pictures are dropped in one go."""
 
@@ -74,6 +77,8 @@ class Engine:
         self.queues: List[Queue] = []
         self._is_open = True
         """False after damage, until a new outbox could be begun."""
+        self._early: Deque[Mapping[str, Any]] = deque(maxlen=EARLY)
+        """Status reports that came before that."""
         self._open()
 
     def _open(self) -> None:
@@ -82,7 +87,9 @@ class Engine:
             number = self._outbox.register(endpoint.name, endpoint.kind, endpoint.shown_url)
             # The courier that collects exists a moment later, before anything is sent.
             sink = self._make_sink(endpoint, lambda *answer: self._courier.collect(*answer))
-            queues.append(Queue(endpoint, number, sink))
+            queue = Queue(endpoint, number, sink)
+            queue.remember(self._outbox.rejected(number))
+            queues.append(queue)
             if endpoint.kind == "device_status" and self.config.device_status.keep == "latest":
                 self._outbox.forget_reports(number)
         self._intake = Intake(self.config, self._source, self._recorder, queues)
@@ -153,6 +160,8 @@ class Engine:
             self._recorder.reset()
             self._open()
             self._is_open = True
+            while self._early:
+                self.report(self._early.popleft())
         except OutboxError as error:
             self._recorder.failed(error)
 
@@ -214,6 +223,9 @@ class Engine:
 
     def report(self, report: Mapping[str, Any]) -> None:
         """Queue a status report for its endpoints; with keep: latest it replaces older ones."""
+        if self._recorder.damaged is not None or not self._is_open:
+            self._early.append(report)
+            return
         body = orjson.dumps(report)
         for queue in self.queues:
             if queue.is_events:
@@ -230,7 +242,8 @@ class Engine:
             self._recorder.note(entry)
 
     def _replaceable(self, queue: Queue) -> Optional[Entry]:
-        if self.config.device_status.keep == "all" and self._has_room_for_copies():
+        keeps_all = self.config.device_status.keep == "all" and not self._recorder.is_full
+        if keeps_all and self._has_room_for_copies():
             return None
         flying = {id(flight.entry) for flight in queue.flights.values()}
         ready = {id(entry) for entry, _ in queue.ready}

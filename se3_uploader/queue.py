@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Deque, Dict, List, NamedTuple, Optional, Protocol, Set, Tuple
 
 from . import policy
@@ -59,6 +59,11 @@ class Flight(NamedTuple):
     """Was the endpoint well then? If so a failure may be this event's own fault."""
 
 
+def event_id(entry: Entry) -> int:
+    """Tells events apart within this process (policy.refused)."""
+    return hash((entry.generation_id, entry.key))
+
+
 @dataclass
 class Queue:
     """Everything in memory about one endpoint. Every pending entry stands in exactly one place."""
@@ -102,6 +107,11 @@ class Queue:
     """Monotonic second at which the last outage began."""
     not_before: float = 0.0
     """Strict order: the event in front waits until then, and all others behind it."""
+
+    def remember(self, rejected: List[Entry]) -> None:
+        """Take note of what the platform rejected before this start, and accepted nothing since."""
+        self.buried = rejected
+        self.health = replace(self.health, refused=frozenset(map(event_id, rejected)))
 
     @property
     def is_events(self) -> bool:

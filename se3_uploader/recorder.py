@@ -7,6 +7,7 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from . import log
 from .outbox import (
+    REPORTS,
     Changes,
     Cursor,
     EndpointState,
@@ -166,6 +167,19 @@ class Recorder:
         self.reset()
         self._changed_at = waiting_since
         self._written(changes.entries)
+        self._set_aside(changes)
+
+    def _set_aside(self, changes: Changes) -> None:
+        """Record elsewhere what was not written, as another event's row stood in its place."""
+        for entry in changes.entries:
+            if entry.row_id is None and entry.generation_id != REPORTS:
+                try:
+                    entry.generation_id = self.outbox.generation_aside(entry)
+                except OutboxError as error:
+                    self.failed(error)
+                self.note(entry)
+                for _, body in [copy for copy in changes.copies if copy[0] is entry]:
+                    self.keep_body(entry, body)
 
     def failed(self, error: OutboxError) -> None:
         """Take note that the outbox failed; damage is for the engine to deal with."""

@@ -195,6 +195,29 @@ def test_outbox_damaged_while_running(site: Site) -> None:
     assert site.account() == sums(seen=30, delivered=30)
 
 
+def test_outbox_damaged_on_a_full_disk(site: Site, small_disk: Path) -> None:
+    """Until there is room for a new outbox nothing is taken in; reports wait, and none is lost."""
+    site.add(*range(1, 21))
+    with Server() as platform, Server() as reports:
+        status = {"endpoints": [{"url": reports.url, "name": "status"}], "keep": "all"}
+        with site.uploader(platform, device_status=status) as uploader:
+            uploader.run()
+            damage(site)
+            filler = fill(small_disk)
+            site.add(21)
+            uploader.run(lambda: bool(uploader.engine.outbox_error))
+            for number in range(3):
+                uploader.engine.report({"number": number})
+                uploader.run_for(20.0)
+            filler.unlink()
+            uploader.run()
+            uploader.run(lambda: len(reports.requests) == 3)
+    assert sorted(request.json()["number"] for request in reports.requests) == [0, 1, 2]
+    assert set(numbers(platform)) == set(range(1, 22))
+    assert len(quarantined(site)) == 1
+    assert len(list(small_disk.glob("*.damaged-*"))) <= 3, "with -wal and -shm"
+
+
 def test_the_account_is_exact_at_every_commit(site: Site) -> None:
     """Whoever looks at the outbox while it is written sees accounts that balance.
 

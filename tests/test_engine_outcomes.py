@@ -314,6 +314,37 @@ def test_what_was_buried_too_early_is_raised_again(site: Site) -> None:
     assert site.account() == sums(seen=5, delivered=5)
 
 
+def test_what_was_buried_before_a_restart_is_raised_again(site: Site) -> None:
+    """That holds also where the uploader was restarted, and once it has crashed, in between.
+
+    What an acceptance came after is no part of it, and stays dead.
+    """
+    retry = {"base": "100ms", "cap": "200ms", "reject_after": 1}
+    with Server(Reply(400)) as platform:
+        with site.uploader(platform, retry=retry) as uploader:
+            site.add(1)
+            uploader.run(lambda: site.account()["dead"] == 1)
+            platform.script = Reply()
+            site.add(2)
+            uploader.run(lambda: site.account()["delivered"] == 1)
+            platform.script = Reply(400)
+        for number in range(3, 8):
+            with site.uploader(platform, retry=retry) as uploader:
+                # The last one's time ran ahead of this one's.
+                uploader.run_for(60.0 * number)
+                site.add(number)
+                uploader.run_for(20.0)
+                if number % 2:
+                    uploader.crash()
+        assert site.account() == sums(seen=7, delivered=1, dead=1, pending=5)
+        platform.script = switch = Switch()
+        with site.uploader(platform, retry=retry) as uploader:
+            uploader.run()
+    assert sorted(switch.accepted) == [3, 4, 5, 6, 7]
+    assert all(len(used) == 1 for used in keys(platform).values())
+    assert site.account() == sums(seen=7, delivered=6, dead=1)
+
+
 def test_poison_among_good_events(site: Site) -> None:
     """Poison does not stand for all: it dies after its four attempts, and all others pass."""
     poison = {3, 20, 21, 50, 51, 52}

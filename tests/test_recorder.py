@@ -9,7 +9,7 @@ from typing import Iterator, List, Optional
 
 import pytest
 
-from se3_uploader.outbox import DELIVERED, Cursor, Entry, Outbox
+from se3_uploader.outbox import DEAD, DELIVERED, PENDING, Cursor, Entry, Outbox
 from se3_uploader.recorder import RECEIPT_WAIT, RECEIPTS, REFERENCE_WAIT, UNWRITTEN, Clock, Recorder
 
 
@@ -141,6 +141,32 @@ def test_memory_is_bounded_while_nothing_can_be_written(bench: Bench) -> None:
     assert not bench.recorder.is_full
     bench.recorder.end(entry(UNWRITTEN), DELIVERED)
     assert bench.recorder.is_full
+
+
+@pytest.mark.parametrize("state", [DELIVERED, DEAD])
+def test_an_event_whose_key_was_taken_meanwhile(bench: Bench, state: int) -> None:
+    """Its key was given out again, and a backfill recorded its successor first: both count."""
+    mine, other, third = entry(1), entry(1), entry(1)
+    other.fingerprint, third.fingerprint = b"somebody else   ", b"yet another     "
+    bench.recorder.note(other)
+    bench.recorder.write()
+    for made in (mine, third):
+        bench.recorder.end(made, state)
+        bench.recorder.keep_body(made, made.fingerprint)
+    while not bench.recorder.is_clean:
+        bench.recorder.write()
+    with closing(sqlite3.connect(bench.path)) as reader:
+        rows = reader.execute("SELECT fingerprint, state FROM delivery").fetchall()
+        sums = reader.execute(
+            "SELECT sum(seen), sum(pending), sum(delivered) + sum(dead) FROM ledger"
+        ).fetchone()
+        copies = reader.execute("SELECT body FROM copy").fetchall()
+    assert sorted(rows) == sorted(
+        [(other.fingerprint, PENDING), (mine.fingerprint, state), (third.fingerprint, state)]
+    )
+    assert sums == (3, 1, 2)
+    assert sorted(copies) == ([(mine.fingerprint,), (third.fingerprint,)] if state == DEAD else [])
+    assert bench.outbox.generation("events") == (1, 1)
 
 
 def test_copies_written_or_not(bench: Bench) -> None:

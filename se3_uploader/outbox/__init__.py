@@ -1,6 +1,6 @@
 """The outbox: what was seen, what became of it, and copies of payloads that are at risk."""
 
-from .reader import REPORTS, Cursor, EndpointState, Entry
+from .reader import REJECTED, REPORTS, Cursor, EndpointState, Entry
 from .schema import (
     DEAD,
     DELIVERED,
@@ -23,6 +23,7 @@ __all__ = [
     "LIVE",
     "LOST",
     "PENDING",
+    "REJECTED",
     "REPORTS",
     "STATES",
     "Changes",

@@ -7,10 +7,13 @@ from typing import Collection, Dict, List, NamedTuple, Optional, Sequence, Set, 
 import peewee
 
 from ..source import Key, Ref
-from .schema import LIVE, LOST, PENDING, explain, is_quarantined
+from .schema import DEAD, LIVE, LOST, PENDING, explain, is_quarantined
 
 REPORTS = 0
 """Generation of status reports: they have no source, are stored whole, and leave no receipt."""
+
+REJECTED = "rejected: "
+"""So the reason begins of what is dead because the platform rejected it."""
 
 _COLUMNS = "id, generation_id, key, fingerprint, lane, strip, attempts, at"
 
@@ -209,6 +212,16 @@ class Reader:
             " ORDER BY lane, id LIMIT ?",
             endpoint_id, limit,
         )  # fmt: skip
+        return [_entry(endpoint_id, row) for row in rows]
+
+    def rejected(self, endpoint_id: int) -> List[Entry]:
+        """Dead letters that an endpoint rejected since it last accepted an event."""
+        rows = self.read(
+            f"SELECT {_COLUMNS}, 1 FROM delivery WHERE state = {DEAD} AND endpoint_id = ?1"
+            f" AND reason LIKE '{REJECTED}%' AND at >="
+            " (SELECT coalesce(max(last_delivered), 0) FROM ledger WHERE endpoint_id = ?1)",
+            endpoint_id,
+        )
         return [_entry(endpoint_id, row) for row in rows]
 
     def body(self, entry: Entry) -> Optional[bytes]:

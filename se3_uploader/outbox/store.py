@@ -58,6 +58,7 @@ class Outbox(Reader):
         """Open or make the file; wall gives epoch seconds."""
         self.path = path
         self._wall = wall
+        self._aside: Optional[str] = None
         self._database = connect(path)
         self._version = self._data_version()
         self.copied_bytes: int = self._one("SELECT coalesce(sum(bytes), 0) FROM copy")
@@ -67,10 +68,14 @@ class Outbox(Reader):
         self._database.close()
 
     def start_over(self) -> str:
-        """After damage: move the file aside and begin an empty one; returns the old one's name."""
+        """After damage: move the file aside and begin an empty one; returns the old one's name.
+
+        May be tried again where there is no room for the new one.
+        """
         self._database.close()
-        aside = quarantine(self.path, self._wall)
+        self._aside = aside = self._aside or quarantine(self.path, self._wall)
         self._database = connect(self.path)
+        self._aside = None
         self._version = self._data_version()
         self.copied_bytes = 0
         return aside
@@ -107,8 +112,34 @@ class Outbox(Reader):
         assert generation is not None
         return generation
 
+    def generation_aside(self, entry: Entry) -> int:
+        """The id of a generation for an event whose key, in its own, is another event's already.
+
+        Their numbers are below those of the lives of a source, 1 and up.
+        """
+        with self.transaction() as run:
+            ((source,),) = self.read(
+                "SELECT source FROM generation WHERE id = ?", entry.generation_id
+            )
+            free = self.read(
+                "SELECT id FROM generation WHERE source = ? AND number < 1 AND id NOT IN"
+                " (SELECT generation_id FROM delivery WHERE endpoint_id = ? AND key = ?)",
+                source, entry.endpoint_id, entry.key,
+            )  # fmt: skip
+            if free:
+                return int(free[0][0])
+            done = run(
+                "INSERT INTO generation (source, number, started) SELECT ?, min(number) - 1, ?"
+                " FROM generation WHERE source = ?",
+                source, self._wall(), source,
+            )  # fmt: skip
+            return int(done.lastrowid)
+
     def write(self, changes: Changes) -> None:
-        """Write all changes, or none; entries that were new have their row_id afterwards."""
+        """Write all changes, or none; entries that were new have their row_id afterwards.
+
+        They have none where another event's row stands in their place (see generation_aside).
+        """
         new_ids: Dict[int, int] = {}
         copied_bytes = self.copied_bytes
         tallies: Dict[Tuple[int, int], _Tally] = {}
