@@ -8,7 +8,8 @@ import random
 import signal
 import threading
 import time
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -324,6 +325,53 @@ def test_writers_that_commit_out_of_order(
     assert site.account()["delivered"] == len(writers.committed)
     in_order = [key for (key,) in site.rows("SELECT key FROM delivery ORDER BY id")]
     assert in_order != sorted(in_order), "no row came late, so that nothing was shown"
+
+
+@pytest.mark.parametrize(
+    ("count", "transactions"), [(8, 5), pytest.param(50, 10, marks=pytest.mark.slow)]
+)
+def test_writers_that_commit_late(
+    site: Site, database: EventDatabase, count: int, transactions: int
+) -> None:
+    """Many write at once rows whose time was taken before, in any order: none lost, none repeated.
+
+    So where only one program can write at a time, or where nothing is ever committed, rows come to
+    stand behind others that were sent as well.
+    """
+    committed: List[int] = []
+    linger, wall = threading.Event(), int(time.time() * 1000)
+
+    def write(writer: int) -> None:
+        rng = random.Random(writer)
+        for transaction in range(transactions):
+            first = (writer * transactions + transaction) * 3
+            rows = range(first, first + rng.randrange(1, 4))
+            taken = wall + int(time.monotonic() * 1000) % 1_000_000
+            with suppress(RolledBack):
+                with database.late(event(n, timestamp=taken) for n in rows):
+                    linger.wait(rng.random() * 0.5)
+                    if rng.random() < 0.1:
+                        raise RolledBack
+                committed.extend(rows)
+
+    source = reading(database, **BY_TIME, poll_interval="20ms")
+    with Platform() as platform, ThreadPoolExecutor(count) as pool:
+        with Process(site.configure(platform.url, source=source)) as daemon:
+            daemon.wait_for("ready")
+            for done in [pool.submit(write, writer) for writer in range(count)]:
+                done.result()
+            platform.wait_until(lambda: len(platform.requests) >= len(committed), 60.0)
+            daemon.signal(signal.SIGTERM)
+            assert daemon.end() == 0
+        assert run_once(site.configure(platform.url, source=source)) == 0
+    assert sorted(numbers(platform)) == sorted(committed)
+    assert site.account()["delivered"] == len(committed)
+    in_order = [json.loads(key) for (key,) in site.rows("SELECT key FROM delivery ORDER BY id")]
+    assert in_order != sorted(in_order), "no row came late, so that nothing was shown"
+
+
+class RolledBack(Exception):
+    """The program that writes has changed its mind."""
 
 
 @pytest.mark.slow
