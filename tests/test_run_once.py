@@ -7,13 +7,10 @@ import hashlib
 import json
 import random
 import sqlite3
-import subprocess
-import sys
-import textwrap
 import threading
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict
 
 import pytest
 
@@ -239,57 +236,6 @@ def state_of(site: Site) -> Dict[str, str]:
         for path in site.folder.glob("event.db*")
         if not path.name.endswith("-shm")
     }
-
-
-WRITER = """
-    import sqlite3, sys, time
-    path, = sys.argv[1:]
-    database = sqlite3.connect(path, timeout=0, isolation_level=None)
-    database.execute("PRAGMA synchronous = OFF")
-    print("ready", flush=True)
-    longest, number = 0.0, 1_000_000
-    end = time.monotonic() + 2.0
-    while time.monotonic() < end:
-        began = time.monotonic()
-        number += 1
-        while True:
-            try:
-                database.execute(
-                    "INSERT INTO event (identity_id, identity_name, group_name, timestamp, score)"
-                    " VALUES (?, 'n', 'g', 1767225600000, 0.5)", (str(number),))
-                break
-            except sqlite3.OperationalError as error:
-                assert "locked" in str(error), error
-                time.sleep(0.0005)
-                longest = max(longest, time.monotonic() - began)
-        time.sleep(0.02)
-    print(longest)
-"""
-
-
-@pytest.mark.parametrize("journal", ["wal", "delete"])
-def test_the_writer_never_waits(tmp_path: Path, journal: str) -> None:
-    """While a backlog with pictures is delivered, the box's writer waits less than 100 ms for us.
-
-    A busy machine makes any process wait, so the best of three counts.
-    """
-    waits: List[float] = []
-    for attempt in range(3):
-        folder = tmp_path / str(attempt)
-        folder.mkdir()
-        site = Site(folder, journal=journal)
-        site.add(*(event(n, spot_pic=bytes(50_000), reg_pic=bytes(50_000)) for n in range(300)))
-        command = [sys.executable, "-c", textwrap.dedent(WRITER), str(site.events)]
-        writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        with writer, Server() as platform:
-            assert writer.stdout
-            assert writer.stdout.readline() == "ready\n"
-            assert run_once(site.configure(platform.url)) == 0
-            waits.append(float(writer.stdout.read()))
-        assert len(platform.requests) >= 300
-        if waits[-1] < 0.1:
-            break
-    assert min(waits) < 0.1
 
 
 def test_the_wal_is_not_pinned(tmp_path: Path) -> None:
