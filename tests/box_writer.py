@@ -66,22 +66,24 @@ class Writer:
             self._reset_at = run_delays(self._other)
 
     def _insist(self, statement: str) -> None:
-        try:
-            self._database.execute(statement)
+        if self._is_done(statement):
             return
-        except sqlite3.OperationalError as error:
-            assert "locked" in str(error), error
         began, mine, others = time.monotonic(), run_delays("self"), run_delays(self._other)
-        while True:
+        while not self._is_done(statement):
             time.sleep(AGAIN)
-            try:
-                self._database.execute(statement)
-                break
-            except sqlite3.OperationalError as error:
-                assert "locked" in str(error), error
         waited = time.monotonic() - began
         self.told["waits"].append(waited)
         self.told["held"].append(waited - starved("self", mine) - starved(self._other, others))
+
+    def _is_done(self, statement: str) -> bool:
+        """Run a statement, unless a lock is in the way."""
+        try:
+            self._database.execute(statement)
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            return False
+        return True
 
 
 def main() -> None:
