@@ -210,7 +210,7 @@ class Line:
         ConnectTimeout, PlaintextRefused, OSError (ssl.SSLError among them) or
         http.client.HTTPException.
         """
-        fresh = self._connection is None or is_connection_dropped(self._connection)
+        fresh = self._connection is None or _is_unusable(self._connection)
         response: Optional[Response] = None
         try:
             if self.cut_reason:
@@ -306,6 +306,12 @@ class Line:
             if self.cut_reason:
                 raise ConnectionAbortedError(self.cut_reason)
             self._handle = connection.dup()
+
+
+def _is_unusable(connection: Any) -> bool:
+    """Was a kept connection closed, or did more come on it than the answer that was asked for?"""
+    pending = getattr(connection.sock, "pending", None)  # what TLS has decrypted already
+    return is_connection_dropped(connection) or (pending is not None and pending() > 0)
 
 
 def is_trusted(address: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import io
 import ipaddress
 import os
 import socket
@@ -21,6 +22,7 @@ from se3_uploader.policy import Answer
 from tests.http_server import HANG, Reply, Server
 from tests.posting import Posting, post
 
+BUFFER = io.DEFAULT_BUFFER_SIZE
 DAY = datetime.timedelta(days=1)
 NOW = datetime.datetime.now(datetime.timezone.utc)
 CA = trustme.CA()
@@ -248,6 +250,22 @@ def test_total_holds_over_tls(ca_file: str, script: Reply) -> None:
         assert answer.seconds < 0.8
         server.script = Reply()
         assert posting.post().status == 200
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+def test_an_answer_that_nobody_asked_for(ca_file: str, secure: bool) -> None:
+    """What follows an answer is never taken for the answer to the next POST."""
+    unasked = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+    tls = config.Tls(ca_file=ca_file)
+    for size in (0, BUFFER, 2 * BUFFER):  # of what is read at once; the rest may wait unseen
+        head = len(Reply(body=b"", headers={"Content-Length": str(size)}).encode())
+        body = bytes(max(0, size - head))
+        two = Reply(body=body + unasked, headers={"Content-Length": str(len(body))})
+        with Server([two, Reply(503)], tls=server_tls() if secure else None) as server, Posting(
+            server.url, tls=tls
+        ) as posting:
+            assert posting.post().status == 200
+            assert posting.post().status == 503
 
 
 def test_kept_tls_connection_that_dies_is_replaced(ca_file: str) -> None:
