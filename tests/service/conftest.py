@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,13 @@ from .container import Box, unavailable
 from .site import Site
 
 TOP = Path(__file__).parent.parent.parent
+
+
+def readme_command(beginning: str) -> str:
+    """The README's line that begins with sudo and this, for a shell in a box."""
+    (line,) = re.findall(rf"^sudo {beginning} .*$", (TOP / "README.md").read_text("utf-8"), re.M)
+    # In inside/bin stand a sudo and a nano.
+    return f"PATH=$PATH:/inside/bin; cd /dist; {line}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,8 +54,8 @@ def bare(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
 
 @pytest.fixture(scope="module")
 def installed(bare: Box) -> Box:
-    """The same with the package installed."""
-    bare.sh("dpkg -i /dist/se3-uploader_*_amd64.deb")
+    """The same with the package installed by the README's first command."""
+    bare.sh(readme_command("apt install"))
     return bare
 
 
