@@ -360,7 +360,7 @@ def test_writers_that_commit_late(
             daemon.wait_for("ready")
             for done in [pool.submit(write, writer) for writer in range(count)]:
                 done.result()
-            platform.wait_until(lambda: len(platform.requests) >= len(committed), 60.0)
+            platform.wait_until(lambda: len(platform.requests) >= len(committed), 240.0)
             daemon.signal(signal.SIGTERM)
             assert daemon.end() == 0
         assert run_once(site.configure(platform.url, source=source)) == 0
