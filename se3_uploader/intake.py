@@ -267,12 +267,18 @@ class Intake:
     def _begin_generation(self, page: Optional[Look]) -> None:
         """The source is another one than before: look at all of it, and skip what is known.
 
-        page: the look that showed it. Where its newest row is known, only newer ones were deleted.
+        Where there is no telling what is known, since old receipts are gone or source.start is
+        latest, that begins at the newest row, if it is known: then newer ones were deleted.
+        page: the look that showed it.
         """
         self._recorder.write()
-        newest = None
+        newest, settled = None, {}
         if page is not None and page.at is None and page.newest is not None:
             newest = self._source.look(page.newest, 1).at
+            for queue in self._queues:
+                # Rows up to the newest may still become visible late; later ones are new.
+                is_there = bool(self._source.look(queue.cursor.settled, 1).refs)
+                settled[queue.id] = queue.cursor.settled if is_there else page.newest
         self.generation, self.number = self._outbox.new_generation(self._config.name)
         log.warning(
             "the event database was wiped, replaced or cut back: a new generation of it begins,"
@@ -282,9 +288,9 @@ class Intake:
         )
         for queue in self._queues:
             cursor = NOWHERE
-            if newest is not None and self._outbox.known(queue.id, self.generation, [newest]):
-                # Rows before it may still become visible late.
-                cursor = Cursor(newest.key, newest.fingerprint, queue.cursor.settled)
+            skips = self._start == "latest" or not self._outbox.has_all_receipts(queue.id)
+            if newest and skips and self._outbox.known(queue.id, self.generation, [newest]):
+                cursor = Cursor(newest.key, newest.fingerprint, settled[queue.id])
             self._place(queue, cursor)
             self._recorder.move_cursor(queue.id, self.generation, cursor)
             queue.begun = True

@@ -17,6 +17,8 @@ from se3_uploader.source import Key, Look, Source, SourceError, open_source
 from .http_server import Reply, Server
 from .site import Site, Switch, Uploader, deliver, event, keys, number_of, numbers, refusing, sums
 
+IN_ORDER = {"max_in_flight": 1}
+
 
 @pytest.fixture(params=["wal", "delete"])
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
@@ -78,6 +80,45 @@ def test_cut_back_and_ids_used_again(site: Site) -> None:
         uploader.run_for(10.0)
     assert sorted(numbers(platform)) == [*range(1, 11), 28, 29]
     assert site.account() == sums(seen=12, delivered=12)
+
+
+def test_cut_back_where_old_receipts_are_gone(site: Site) -> None:
+    """What is older than the receipts is not taken for new when the newest rows are deleted."""
+    site.add(*range(1, 11))
+    with Server() as platform, site.uploader(platform, endpoint=IN_ORDER) as uploader:
+        uploader.run()
+        uploader.outbox.prune(uploader.clock.wall() + 1, 0, 5)
+        site.remove(9, 10)
+        uploader.run_for(5.0)
+        assert generations(site) == 2
+        site.add(29)
+        uploader.run(lambda: 29 in numbers(platform))
+        uploader.run_for(10.0)
+    assert sorted(numbers(platform)) == [*range(1, 11), 29]
+
+
+def test_lost_and_restored(site: Site) -> None:
+    """A backup brings back what was deleted before it could be sent: it is sent, and once."""
+    site.add(*range(1, 11))
+    switch = Switch(Reply(503))
+    backup = site.folder / "backup.db"
+    with Server(switch) as platform:
+        room = {"path": str(site.outbox), "max_size": 0, "min_free_disk": 0}
+        with site.uploader(platform, outbox=room) as uploader:
+            uploader.run(lambda: site.account()["pending"] == 10)
+            site.run("VACUUM INTO ?", str(backup))
+            site.add(11)
+            site.remove(*range(1, 6))
+            switch.down = None
+            uploader.run(lambda: 11 in switch.accepted)
+            uploader.run()
+            assert site.account()["lost"] >= 2
+            for path in site.folder.glob("event.db-*"):
+                path.unlink()
+            backup.replace(site.events)
+            uploader.run(lambda: 1 in switch.accepted)
+            uploader.run()
+    assert sorted(switch.accepted) == list(range(1, 12))
 
 
 def test_old_rows_deleted(site: Site) -> None:

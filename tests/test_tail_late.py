@@ -128,3 +128,26 @@ def test_a_sweep_between_other_work_does_not_put_off_the_next() -> None:
         assert lookback.begin(cursor, 100.0 * key)
         cursor = lookback.swept(cursor, Look(None, 9, [Ref(key, b"")]), 100.0 * key + 0.1)
     assert lookback.next_sweep == pytest.approx(900.1 + 10.0)
+
+
+def test_late_where_the_newest_were_deleted(tmp_path: Path) -> None:
+    """The newest rows are deleted and their ids given out again: that may be late as well."""
+    site = Site(tmp_path)
+    query = {"query": "SELECT * FROM event", "table": None, "start": "latest"}
+    site.add(1)
+    with Server() as platform, Uploader(site.configure(platform.url, source=query)) as uploader:
+        uploader.step()
+        site.add(*range(2, 11))
+        uploader.run(lambda: len(platform.requests) == 9)
+        uploader.run_for(200.0)
+        site.run("CREATE TABLE other (id)")
+        uploader.run_for(5.0)
+        assert uploader.queue.cursor.settled == 10
+        site.remove(8, 9, 10)
+        uploader.run_for(5.0)
+        site.add(event(29, id=9))
+        uploader.run(lambda: 29 in numbers(platform))
+        site.add(event(28, id=8))
+        uploader.run(lambda: 28 in numbers(platform))
+        uploader.run_for(10.0)
+    assert sorted(numbers(platform)) == [*range(2, 11), 28, 29]

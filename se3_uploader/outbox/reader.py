@@ -214,6 +214,16 @@ class Reader:
         )  # fmt: skip
         return [_entry(endpoint_id, row) for row in rows]
 
+    def has_all_receipts(self, endpoint_id: int) -> bool:
+        """Does everything stand here that an endpoint ever saw? Old receipts are deleted."""
+        return bool(
+            self._one(
+                "SELECT (SELECT count(*) FROM delivery WHERE endpoint_id = ?1 AND generation_id)"
+                " = coalesce(sum(seen), 0) FROM ledger WHERE endpoint_id = ?1 AND generation_id",
+                endpoint_id,
+            )
+        )
+
     def rejected(self, endpoint_id: int) -> List[Entry]:
         """Dead letters that an endpoint rejected since it last accepted an event."""
         rows = self.read(

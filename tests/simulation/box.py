@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import sqlite3
+from collections import Counter
 from dataclasses import dataclass
 from typing import Dict, Iterable, List, Optional, Set, Tuple
 
@@ -36,7 +37,8 @@ class Box:
         self.events: Dict[int, Event] = {}
         self.deleted: Set[int] = set()
         """Serials of events that were gone at some time."""
-        self.renamed: Set[int] = set()
+        self.renamed: Counter[int] = Counter()
+        """Serial -> how often its name was changed; every time it became another event."""
         self.autoincrement = rng.random() < 0.5
         self.ordered = rng.random() < 0.7
         """Do rows become visible in the order of their ids? Not where several writers commit."""
@@ -148,7 +150,7 @@ class Box:
         living = self.living()
         if living:
             event = self._rng.choice(living)
-            self.renamed.add(event.serial)
+            self.renamed[event.serial] += 1
             self._db.execute(
                 "UPDATE event SET identity_name = identity_name || '!' WHERE id = ?",
                 (event.row_id,),

@@ -9,6 +9,7 @@ class SimulatedClock:
     def __init__(self) -> None:
         self.now = 1000.0
         self.time = 1_700_000_000.0
+        self.went_back = False
 
     def monotonic(self) -> float:
         """Seconds that only ever grow."""
@@ -17,6 +18,11 @@ class SimulatedClock:
     def wall(self) -> float:
         """Epoch seconds."""
         return self.time
+
+    def jump(self, seconds: float) -> None:
+        """Set the wall clock to another time."""
+        self.time += seconds
+        self.went_back |= seconds < 0
 
     def move_to(self, now: float) -> None:
         """Let time pass."""

@@ -88,7 +88,7 @@ def _sent(story: Story, name: str, account: Dict[str, int], pruned: bool) -> Lis
     repeats = sum(arrived.values()) - len(arrived)
     excused = sum(not arrival.known for arrival in platform.arrivals) + undone
     # A renamed row is another event once the source has changed under us.
-    excused += len(story.box.renamed) * (_generations(story.config.outbox.path) - 1)
+    excused += sum(story.box.renamed.values()) * (_generations(story.config.outbox.path) - 1)
     if repeats > excused and not pruned:
         wrong.append(f"{repeats} were sent again, and only {excused} acceptances were not known")
     for serial, keys in platform.keys.items():
@@ -112,13 +112,18 @@ def _events(story: Story, platform: Platform, account: Dict[str, int], safe: Set
         wrong.append(f"never arrived though the box still holds them: {living[:10]}")
     if missing & safe:
         wrong.append(f"never arrived though there was a copy: {sorted(missing & safe)[:10]}")
-    # A renamed row may be lost as what it was, and arrive as what it is.
-    may_be_lost = story.box.deleted | given_up | story.box.renamed
-    if account["lost"] > len(may_be_lost) + _unusable(story):
+    may_be_dead = given_up | {serial for serial, event in events.items() if not event.usable}
+    may_be_lost = story.box.deleted | may_be_dead | set(story.box.renamed)
+    if account["lost"] > _endings(story, may_be_lost):
         wrong.append(f"{account['lost']} are lost, and the box deleted {len(story.box.deleted)}")
-    if account["dead"] > len(given_up) + _unusable(story):
-        wrong.append(f"{account['dead']} are dead, and only {len(given_up)} had a reason")
+    if account["dead"] > _endings(story, may_be_dead):
+        wrong.append(f"{account['dead']} are dead, and only {len(may_be_dead)} had a reason")
     return wrong
+
+
+def _endings(story: Story, serials: Set[int]) -> int:
+    """How often events can have come to such an end: as what they were, and as what they are."""
+    return sum(1 + story.box.renamed[serial] for serial in serials)
 
 
 def _may_be_dead(platform: Platform, serial: int) -> bool:
@@ -126,10 +131,6 @@ def _may_be_dead(platform: Platform, serial: int) -> bool:
     if platform.rejections.get(serial, 0) >= REJECTIONS:
         return serial in platform.poison or serial in platform.excused
     return serial in platform.excused and serial in platform.too_large
-
-
-def _unusable(story: Story) -> int:
-    return sum(not event.usable for event in story.box.events.values())
 
 
 def _reports(story: Story, platform: Platform) -> List[str]:
@@ -186,7 +187,7 @@ def _account_is_true(path: str) -> List[str]:
 def _generations(path: str) -> int:
     """How often the source became another one, the first time included."""
     with closing(sqlite3.connect(path)) as db:
-        ((number,),) = db.execute("SELECT count(*) FROM generation")
+        ((number,),) = db.execute("SELECT count(*) FROM generation WHERE number > 0")
     return int(number)
 
 

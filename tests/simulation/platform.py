@@ -113,12 +113,14 @@ class Platform:
         elif status == 413 and not self.strips:
             self.excused.add(reply.serial)
 
-    def end_streak(self, *, crashed: bool = False) -> None:
-        """An acceptance, or a new start of the uploader: what was rejected until now is settled.
+    def restarted(self, remembered: Set[int]) -> None:
+        """A new start of the uploader, which knows of no rejections but those of its dead letters."""
+        self.excused |= self.streak - remembered
+        self.streak &= remembered
 
-        After a crash the uploader does not know how many were rejected before it.
-        """
-        if crashed or len(self.streak) < MANY:
+    def end_streak(self) -> None:
+        """An acceptance: what was rejected until now is settled."""
+        if len(self.streak) < MANY:
             self.excused |= self.streak
         else:
             self.excused -= self.streak - self.poison

@@ -8,13 +8,13 @@ from typing import Callable, Dict, Optional, Set, Tuple
 
 from se3_uploader.config import Config, Endpoint
 from se3_uploader.engine import Engine
-from se3_uploader.outbox import Changes, Outbox, OutboxDamaged, OutboxError
+from se3_uploader.outbox import DEAD, Changes, Outbox, OutboxDamaged, OutboxError
 from se3_uploader.recorder import Clock
 from se3_uploader.source import SourceError
 from se3_uploader.source.sqlite import SqliteSource
 
 from .clock import SimulatedClock
-from .oracle import delivered
+from .oracle import copied, delivered
 from .platform import Crash, Network, Platform, SimulatedSink
 
 HOUSEKEEPING = 60.0
@@ -109,8 +109,10 @@ class Process:
         self._make_engine()
 
     def _make_engine(self) -> None:
-        for platform in self.platforms.values():
-            platform.end_streak()
+        for name, platform in self.platforms.items():
+            buried = copied(self.config.outbox.path, DEAD).get(name, set())
+            # Where the clock went back there is no telling what was rejected since when.
+            platform.restarted(set() if self._clock.went_back else buried)
         self.engine = Engine(
             self.config, self.source, self.outbox, self._make_sink,
             clock=Clock(self._clock.monotonic, self._clock.wall), random=self._rng.random,
@@ -126,6 +128,7 @@ class Process:
     def _forget_everything(self) -> None:
         for name, platform in self.platforms.items():
             self.undone[name] = _known(platform)
+            platform.restarted(set())
             self.safe[name].clear()
         self.forgotten_reports.update(range(self.reports + 1))
 
@@ -165,8 +168,6 @@ class Process:
         self.crashes += 1
         self._tell(f"CRASH {why}")
         self.network.hang_up()
-        for platform in self.platforms.values():
-            platform.end_streak(crashed=True)
         self.outbox.close()
         self.source.close()
         self.forgotten_reports |= self._unwritten_reports

@@ -163,7 +163,7 @@ class Story:
             ("reload", process.reload),
             (f"{name} rejects {serial}", lambda: platform.poison.add(serial)),
             (f"{name} finds {serial} too large", lambda: platform.too_large.add(serial)),
-            (f"clock jumps {jump}", lambda: setattr(self.clock, "time", self.clock.time + jump)),
+            (f"clock jumps {jump}", lambda: self.clock.jump(jump)),
             (f"disk full {not outbox.full}", lambda: setattr(outbox, "full", not outbox.full)),
             ("outbox rots", lambda: setattr(outbox, "rotten", True)),
             (f"source fails {not source.failing}",
