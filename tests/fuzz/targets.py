@@ -35,7 +35,7 @@ OUTSIDE = b"\xff\xd8 what lies outside the folder of pictures"
 
 
 def any_config(data: bytes) -> None:
-    """uploader.yaml: a configuration, or mistakes on one line each that name the file."""
+    """uploader.yaml: a configuration, or mistakes on one line each that name it or its profile."""
     path = FOLDER / "uploader.yaml"
     path.write_bytes(data)
     problems: List[str] = []
@@ -44,7 +44,8 @@ def any_config(data: bytes) -> None:
     except config.ConfigError as error:
         problems = error.problems or ["none was told"]
     for problem in problems:
-        assert problem.startswith(str(path)), problem
+        assert problem.startswith("/"), problem
+        assert problem.startswith(str(path)) or "profile" in data.decode(errors="replace"), problem
         assert problem.isprintable(), problem
 
 
