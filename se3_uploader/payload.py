@@ -174,10 +174,12 @@ def idempotency_key(dev_sno: str, fingerprint: bytes) -> str:
 def _spelled(value: Any) -> bytes:
     """Spell a value in the one way there is: type tag, length, bytes; the commonest types first."""
     if isinstance(value, str):
-        tag, data = b"s", value.encode("utf-8", "surrogatepass")
-    elif type(value) is int:
-        tag, data = b"i", b"%d" % value
-    elif type(value) is float:
+        data = value.encode("utf-8", "surrogatepass")
+        return b"s%d:%b" % (len(data), data)
+    if type(value) is int:
+        data = b"%d" % value
+        return b"i%d:%b" % (len(data), data)
+    if type(value) is float:
         tag, data = b"f", repr(value).encode()
     elif value is None:
         tag, data = b"n", b""

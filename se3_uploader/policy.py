@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, FrozenSet, Iterable, Mapping, NamedTuple, Optional
 from urllib.parse import unquote
 
@@ -131,8 +131,7 @@ def probe_wait(failures: int, retry: Retry, random: float) -> float:
     return ceiling * (0.5 + random / 2)
 
 
-@dataclass(frozen=True)
-class Health:
+class Health(NamedTuple):
     """How an endpoint fares, which decides how many requests it may have in flight, and when."""
 
     state: str = OK
@@ -180,8 +179,7 @@ def accepted(health: Health, max_in_flight: int, seconds: float) -> Health:
     allowed = (
         health.allowed * 0.95 if slowing else health.allowed + 1 / max(1.0, health.allowed / 4)
     )
-    return replace(
-        health,
+    return health._replace(
         state=OK,
         failures=0,
         next_attempt=0.0,
@@ -216,8 +214,7 @@ def failed(
             RETRYING,
             backoff(max(failures, round(strain)), retry, random, answer.retry_after),
         )
-    return replace(
-        health,
+    return health._replace(
         state=state,
         failures=failures,
         round=health.round + 1,
@@ -237,8 +234,8 @@ def refused(
 ) -> Health:  # fmt: skip
     """After a rejection of an event (its id): paused once many different ones were refused."""
     in_a_row = health.refused | {event}
-    health = replace(
-        health, refused=in_a_row if len(in_a_row) <= REJECTED_IN_A_ROW else health.refused
+    health = health._replace(
+        refused=in_a_row if len(in_a_row) <= REJECTED_IN_A_ROW else health.refused
     )
     if len(health.refused) < REJECTED_IN_A_ROW:
         return health

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Deque, Dict, List, NamedTuple, Optional, Protocol, Set, Tuple
 
 from . import policy
@@ -111,7 +111,7 @@ class Queue:
     def remember(self, rejected: List[Entry]) -> None:
         """Take note of what the platform rejected before this start, and accepted nothing since."""
         self.buried = rejected
-        self.health = replace(self.health, refused=frozenset(map(event_id, rejected)))
+        self.health = self.health._replace(refused=frozenset(map(event_id, rejected)))
 
     @property
     def is_events(self) -> bool:

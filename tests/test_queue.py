@@ -47,7 +47,7 @@ def keys(entries: List[Entry]) -> List[object]:
 
 def unwell(line: Queue, round_: int = 0) -> None:
     """Let the endpoint be away."""
-    line.health = replace(line.health, state=policy.RETRYING, round=round_)
+    line.health = line.health._replace(state=policy.RETRYING, round=round_)
 
 
 def test_new_then_old_then_one_that_was_tried() -> None:
@@ -139,7 +139,7 @@ def test_when_something_is_due() -> None:
     assert line.next_due() is None
     line.waiting = [(8.0, entry(1, tried=1)), (3.0, entry(2, tried=1))]
     assert line.next_due() == 3.0
-    line.health = replace(line.health, next_attempt=5.0)
+    line.health = line.health._replace(next_attempt=5.0)
     assert line.next_due() == 5.0
     line.fresh.append(entry(3))
     assert line.next_due() == 5.0
