@@ -9,7 +9,17 @@ from typing import Callable, Deque, Dict, List, Optional, Tuple
 from . import log, payload, policy
 from .config import Config
 from .intake import Fetched, Intake
-from .outbox import DEAD, DELIVERED, LOST, REJECTED, REPORTS, EndpointState, Entry, OutboxError
+from .outbox import (
+    DEAD,
+    DELIVERED,
+    LOST,
+    REJECTED,
+    REPORTS,
+    SUPERSEDED,
+    EndpointState,
+    Entry,
+    OutboxError,
+)
 from .queue import BUILT, Flight, Queue, event_id
 from .recorder import Recorder
 from .sink import Delivery
@@ -275,6 +285,9 @@ class Courier:
             queue.health, verdict.outcome, answer, verdict.reason, flight.round,
             self._config.retry, self._random(), now, self._wall(),
         )  # fmt: skip
+        if queue.newest_report not in (None, entry):
+            self._recorder.end(entry, SUPERSEDED)
+            return
         if flight.well:
             entry.blamed += 1
         wait = policy.backoff(entry.blamed, self._config.retry, self._random())

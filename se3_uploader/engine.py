@@ -238,6 +238,8 @@ class Engine:
                 queue.release(entry)
             entry.key, entry.at = str(uuid.uuid4()), self._clock.wall()
             queue.hold(entry)
+            if self.config.device_status.keep == "latest":
+                queue.newest_report = entry
             self._recorder.keep_body(entry, body)
             self._recorder.note(entry)
 

@@ -105,6 +105,8 @@ class Queue:
     """When the log last spoke of the outage under way, None: there is none worth a word."""
     away_since: float = 0.0
     """Monotonic second at which the last outage began."""
+    newest_report: Optional[Entry] = None
+    """With keep: latest, the status report that stands for all that failed before it."""
     not_before: float = 0.0
     """Strict order: the event in front waits until then, and all others behind it."""
 

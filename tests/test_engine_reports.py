@@ -77,6 +77,28 @@ def test_keep_latest(site: Site) -> None:
     assert late == ["report 179"]
 
 
+def test_a_report_that_was_on_its_way_gives_way_to_newer_ones(site: Site) -> None:
+    """One that fails after a newer one has come is dropped: only the freshest is sent."""
+    with Server() as events, Server(Reply(503, delay=0.5)) as reports:
+        uploader = site.uploader(events, device_status=status(reports))
+        with uploader:
+            uploader.engine.report(report(0))
+            uploader.run(lambda: len(reports.requests) == 1)
+            uploader.engine.report(report(1))
+            reports.script = Reply(503)
+            for number in range(2, 6):
+                uploader.run_for(20.0)
+                uploader.engine.report(report(number))
+            asked = len(reports.requests)
+            reports.script = Reply()
+            uploader.run(lambda: not site.account("status")["pending"], within=300.0)
+            late = names(reports)[asked:]
+    assert late == ["report 5"]
+    assert site.rows("SELECT count(*) FROM delivery") == [(0,)]
+    assert site.rows("SELECT count(*) FROM copy") == [(0,)]
+    assert site.account("status") == sums(seen=1, delivered=1)
+
+
 def test_keep_all(site: Site) -> None:
     """With keep: all every report waits, whole, also over a restart, and all arrive."""
     with Server() as events, Server(Reply(503)) as reports:

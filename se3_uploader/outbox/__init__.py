@@ -1,6 +1,6 @@
 """The outbox: what was seen, what became of it, and copies of payloads that are at risk."""
 
-from .reader import REJECTED, REPORTS, Cursor, EndpointState, Entry
+from .reader import REJECTED, REPORTS, SUPERSEDED, Cursor, EndpointState, Entry
 from .schema import (
     DEAD,
     DELIVERED,
@@ -26,6 +26,7 @@ __all__ = [
     "REJECTED",
     "REPORTS",
     "STATES",
+    "SUPERSEDED",
     "Changes",
     "Cursor",
     "EndpointState",

@@ -12,6 +12,10 @@ from .schema import DEAD, LIVE, LOST, PENDING, explain, is_quarantined
 REPORTS = 0
 """Generation of status reports: they have no source, are stored whole, and leave no receipt."""
 
+SUPERSEDED = -1
+"""State, in memory alone, of a report that a newer one replaced: its row goes, and counts no more.
+"""
+
 REJECTED = "rejected: "
 """So the reason begins of what is dead because the platform rejected it."""
 

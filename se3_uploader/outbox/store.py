@@ -14,7 +14,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 import peewee
 
 from .letters import move_dead
-from .reader import REPORTS, Cursor, EndpointState, Entry, Reader
+from .reader import REPORTS, SUPERSEDED, Cursor, EndpointState, Entry, Reader
 from .schema import DEAD, DELIVERED, DISCARDED, LOST, PENDING, connect, explain, quarantine
 
 
@@ -170,6 +170,8 @@ class Outbox(Reader):
 
     def _save(self, entry: Entry, tally: _Tally, new_ids: Dict[int, int]) -> int:
         """Insert or update one row; returns the bytes of its copy where that was let go."""
+        if entry.state == SUPERSEDED:
+            return self._withdraw(entry, tally)
         if entry.row_id is None and entry.generation_id == REPORTS and entry.state == DELIVERED:
             tally.seen += 1
             self._count(entry, tally)
@@ -208,6 +210,15 @@ class Outbox(Reader):
         if entry.state in (PENDING, DEAD):
             return 0
         return self._drop_copy(row_id) if entry.copied else 0
+
+    def _withdraw(self, entry: Entry, tally: _Tally) -> int:
+        """Delete the row of a report that is not sent; returns the bytes of its copy."""
+        sql = "DELETE FROM delivery WHERE id = ? AND state = 0"
+        if self._database.execute_sql(sql, (entry.row_id,)).rowcount == 0:
+            return 0
+        tally.seen -= 1
+        tally.add(PENDING, -1)
+        return self._drop_copy(entry.row_id)
 
     def _adopt(self, entry: Entry, tally: _Tally) -> Optional[int]:
         """The row an event has already; one that was lost and has come back is open again.
