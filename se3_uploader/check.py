@@ -243,6 +243,13 @@ def _user(uid: int) -> str:
 
 # The endpoints
 
+_ADVICE = {
+    "connection": "start the platform, or correct host and port in the url",
+    "timeout": "look at the network, the firewall and the proxy on the way",
+    "tls": "have the certificate renewed, or name its authority in tls.ca_file",
+}
+"""What to do about a fault of the sink, where its own words do not say it."""
+
 
 def _endpoint(endpoint: Endpoint, network: bool) -> Iterator[Finding]:
     try:
@@ -279,7 +286,7 @@ def _connection(endpoint: Endpoint) -> Finding:
     started = time.monotonic()
     fault, not_after = sink.try_connection(endpoint)
     if fault is not None:
-        return Finding(FAIL, endpoint.name, fault[1], "events wait meanwhile, none is lost")
+        return Finding(FAIL, endpoint.name, fault[1], _ADVICE.get(fault[0], ""))
     took = format_duration(time.monotonic() - started)
     where = urlsplit(endpoint.proxy or endpoint.url).netloc.rpartition("@")[2]
     proxy = "the proxy " if endpoint.proxy else ""

@@ -300,10 +300,11 @@ def test_little_room_on_the_disk_is_a_warning(site, platform):
 
 
 def test_a_platform_that_is_away_fails(site, capsys):
-    """With what came back."""
+    """With what came back, and what to do about it."""
     config = site.configure("http://127.0.0.1:9/HistoryEvent")
     assert cli.main(["check", "-c", config.path]) == 1
-    assert "FAIL p0: 127.0.0.1:9: Connection refused" in capsys.readouterr().out
+    line = "FAIL p0: 127.0.0.1:9: Connection refused -> start the platform, or correct host and port"
+    assert line in capsys.readouterr().out
 
 
 def test_a_token_file_that_is_missing_fails_before_anything_is_connected_to(site, platform):
@@ -358,9 +359,11 @@ def test_a_certificate_is_told_with_its_end(site, tmp_path, authority, days, lev
 def test_a_platform_that_cannot_prove_itself_fails(site, authority):
     """Its certificate comes from an authority nobody here knows."""
     with Server(tls=secure(authority.issue_cert("127.0.0.1"))) as platform:
-        ((level, said),) = found(site.configure(platform.url), "p0")
-    assert level == "FAIL"
-    assert "certificate refused" in said
+        findings = check.run(site.configure(platform.url))
+        (finding,) = [one for one in findings if one.part == "p0"]
+    assert finding.level == "FAIL"
+    assert "certificate refused" in finding.said
+    assert "tls.ca_file" in finding.advice
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
