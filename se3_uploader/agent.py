@@ -69,7 +69,7 @@ def run_once(config: Config) -> int:
     OutboxError, SourceError.
     """
     outbox = open_outbox(config.outbox.path)
-    lost_before = outbox.total("lost")
+    delivered_before, lost_before = outbox.total("delivered"), outbox.total("lost")
     wake = Wake(())
     source = open_source(config.source)
     engine = Engine(
@@ -88,10 +88,11 @@ def run_once(config: Config) -> int:
         source.close()
         wake.close()
     pending, dead = outbox.total("pending"), outbox.total("dead")
+    delivered = outbox.total("delivered") - delivered_before
     lost = outbox.total("lost") - lost_before
     failed = engine.source_error or engine.outbox_error
     outbox.close()
-    log.info("done", pending=pending, dead=dead, lost=lost)
+    log.info("done", delivered=delivered, pending=pending, dead=dead, lost=lost)
     if failed or pending:
         return TEMPORARY
     return PROBLEM if dead or lost else OK
@@ -172,7 +173,9 @@ class Daemon:
             now = time.monotonic()
             if self._reload:
                 self._reload = False
+                sdnotify.reloading()
                 self._do_reload()
+                sdnotify.ready(self._engine.summary())
                 due = 0.0
             if not ready and self._engine.source_error is None:
                 ready = True
@@ -264,7 +267,7 @@ class Daemon:
     # Reload and stop
 
     def _do_reload(self) -> None:
-        sdnotify.reloading()
+        """Go on with the file as it is now; where that cannot be, tell why and go on as before."""
         try:
             config = configuration.load(self.config.path)
             source = (
@@ -273,11 +276,9 @@ class Daemon:
         except configuration.ConfigError as error:
             for problem in error.problems:
                 log.error(f"not reloaded, the old configuration goes on: {problem}")
-            sdnotify.ready(self._engine.summary())
             return
         except SourceError as error:
             log.error(f"not reloaded, the old configuration goes on: {error}")
-            sdnotify.ready(self._engine.summary())
             return
         if config.outbox.path != self.config.outbox.path:
             log.warning("outbox.path changes only with a restart; the old outbox stays in use")
@@ -287,7 +288,6 @@ class Daemon:
             # Receipts that are only in memory would be forgotten, and their events sent again.
             log.error("not reloaded: the outbox cannot be written; reload again when it can be")
             self._engine.stopping = False
-            sdnotify.ready(self._engine.summary())
             return
         self._engine.close(0.0)
         self._engine.flush()
@@ -301,7 +301,6 @@ class Daemon:
         self._begin_reports()
         self._begin_metrics()
         log.info("reloaded", endpoints=len(config.endpoints))
-        sdnotify.ready(self._engine.summary())
 
     def _drain(self, seconds: float) -> None:
         """Send nothing new, and wait for what is in flight."""
