@@ -81,6 +81,16 @@ class Metrics:
         for endpoint in found["endpoints"]:
             well.add_metric([endpoint["name"]], float(endpoint["state"] == "ok"))
         yield well
+        deletion = GaugeMetricFamily(
+            f"{PREFIX}_deleted_in_seconds",
+            "Until the source deletes the oldest event that is neither sent nor copied.",
+            labels=["endpoint"],
+        )
+        for endpoint in found["endpoints"]:
+            if endpoint["deleted_in_s"] is not None:
+                deletion.add_metric([endpoint["name"]], endpoint["deleted_in_s"])
+        if deletion.samples:
+            yield deletion
         certificates = GaugeMetricFamily(
             f"{PREFIX}_certificate_expiry_timestamp_seconds",
             "When the platform's certificate ends, epoch seconds.",

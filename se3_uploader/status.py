@@ -9,14 +9,16 @@ import os
 from datetime import datetime
 from typing import Any, Dict, List, Optional, Tuple
 
-from . import __version__, lock, policy
+from . import __version__, lock, payload, policy
 from .config import Config, Endpoint
 from .outbox import figures
 from .outbox.figures import EndpointFigures, Figures
-from .source import Key, Source, SourceError, open_source
+from .source import Key, Row, Source, SourceError, open_source
 
 COUNTED = 1_000_000
 """Events behind that are counted; more are told as so many."""
+THREE_ROWS = 64 * 1024**2
+"""Bytes, more than three rows without pictures have."""
 EXPIRY = 30 * 86400.0
 """Seconds before the end of a platform's certificate from which it is worth a word."""
 NOT_CONFIGURED = "not configured"
@@ -29,16 +31,16 @@ def collect(config: Config, now: float) -> Status:
     """Gather the status, of the shape the contract gives ("status --json"); now: epoch seconds.
 
     Besides the contract's keys there are daemon.delivers, source.engine, for each endpoint since,
-    dead_reason, rate_per_s and certificate_expires, and in outbox
-    copied_bytes, free_bytes and min_free_bytes. Raises OutboxError where there is an outbox that
-    cannot be read.
+    dead_reason, rate_per_s, deleted_in_s and certificate_expires, and in outbox copied_bytes,
+    free_bytes and min_free_bytes. Raises OutboxError where there is an outbox that cannot be read.
     """
     found = figures.read(config.outbox.path, config.source.name, now)
+    source, deleted_in = _source(config, found)
     return {
         "version": __version__,
         "daemon": _daemon(config.outbox.path),
-        "source": _source(config, found),
-        "endpoints": _endpoints(config, found, now),
+        "source": source,
+        "endpoints": _endpoints(config, found, deleted_in, now),
         "outbox": _outbox(config, found),
     }
 
@@ -54,8 +56,12 @@ def _daemon(path: str) -> Dict[str, Any]:
     }
 
 
-def _source(config: Config, found: Figures) -> Dict[str, Any]:
-    """Tell where the endpoint that is furthest behind stands, and how many events follow."""
+def _source(config: Config, found: Figures) -> Tuple[Dict[str, Any], Dict[str, float]]:
+    """Tell where the endpoint that is furthest behind stands, and how many events follow.
+
+    The second value is that of _deleted_in.
+    """
+    deleted_in: Dict[str, float] = {}
     status: Dict[str, Any] = {
         "name": config.source.name,
         "engine": config.source.url.partition(":")[0],
@@ -70,11 +76,43 @@ def _source(config: Config, found: Figures) -> Dict[str, Any]:
         try:
             status["newest"] = source.newest()
             status["position"], status["behind"] = _furthest_behind(config, found, source)
+            deleted_in = _deleted_in(config, found, source)
         finally:
             source.close()
     except SourceError as error:
         status["error"] = str(error)
-    return status
+    return status, deleted_in
+
+
+def _deleted_in(config: Config, found: Figures, source: Source) -> Dict[str, float]:
+    """Endpoint -> seconds until the source deletes the oldest event neither sent nor copied.
+
+    The oldest event that the source holds is older by so much, and events are taken to be deleted
+    as fast as they come. Known only where the source does delete: the first event that the outbox
+    remembers is gone.
+    """
+    oldest = source.look(None, 1).refs
+    seconds = {}
+    for endpoint in found.endpoints:
+        waiting = source.look(endpoint.position, 1).refs if endpoint.begun else []
+        at_risk = endpoint.at_risk or (waiting[0].key if waiting else None)
+        if not oldest or endpoint.first is None or at_risk is None:
+            continue
+        rows = source.rows([endpoint.first, at_risk, oldest[0].key], (), THREE_ROWS).rows
+        moments = {row.ref.key: _moment(config, row) for row in rows}
+        begin, end = moments.get(oldest[0].key), moments.get(at_risk, 0)
+        if endpoint.first not in moments and begin is not None and end is not None:
+            seconds[endpoint.name] = max(0.0, (end - begin) / 1000)
+    return seconds
+
+
+def _moment(config: Config, row: Row) -> Optional[int]:
+    """When an event happened, epoch ms; None where its timestamp is unusable."""
+    value = payload.lookup(row.values, payload.columns_of(config.source).timestamp)
+    try:
+        return payload.timestamp_ms(value, config.source.timestamp_unit)
+    except payload.Unusable:
+        return None
 
 
 def _furthest_behind(config: Config, found: Figures, source: Source) -> Tuple[Optional[Key], int]:
@@ -91,7 +129,9 @@ def _furthest_behind(config: Config, found: Figures, source: Source) -> Tuple[Op
     return position, behind.get(position, 0)
 
 
-def _endpoints(config: Config, found: Figures, now: float) -> List[Dict[str, Any]]:
+def _endpoints(
+    config: Config, found: Figures, deleted_in: Dict[str, float], now: float
+) -> List[Dict[str, Any]]:
     by_name = {endpoint.name: endpoint for endpoint in found.endpoints}
     configured = {endpoint.name for endpoint in config.endpoints}
     shown = [by_name.get(endpoint.name) or _new(endpoint) for endpoint in config.endpoints]
@@ -100,7 +140,10 @@ def _endpoints(config: Config, found: Figures, now: float) -> List[Dict[str, Any
         for endpoint in found.endpoints
         if endpoint.name not in configured and (endpoint.pending or endpoint.dead)
     ]
-    return [_endpoint(endpoint, endpoint.name in configured, now) for endpoint in shown]
+    return [
+        _endpoint(endpoint, endpoint.name in configured, deleted_in.get(endpoint.name), now)
+        for endpoint in shown
+    ]
 
 
 def _new(endpoint: Endpoint) -> EndpointFigures:
@@ -109,11 +152,13 @@ def _new(endpoint: Endpoint) -> EndpointFigures:
         name=endpoint.name, kind=endpoint.kind, url=endpoint.shown_url, state=policy.OK, since=None,
         error=None, next_attempt=None, certificate=None, pending=0, delivered=0, dead=0, lost=0,
         last_delivered=None, oldest_pending=None, dead_reason=None, recent=0, begun=0,
-        position=None,
+        position=None, first=None, at_risk=None,
     )  # fmt: skip
 
 
-def _endpoint(found: EndpointFigures, configured: bool, now: float) -> Dict[str, Any]:
+def _endpoint(
+    found: EndpointFigures, configured: bool, deleted_in: Optional[float], now: float
+) -> Dict[str, Any]:
     oldest = found.oldest_pending
     return {
         "name": found.name,
@@ -127,6 +172,7 @@ def _endpoint(found: EndpointFigures, configured: bool, now: float) -> Dict[str,
         "dead_reason": found.dead_reason,
         "lost": found.lost,
         "oldest_pending_s": None if oldest is None else round(max(0.0, now - oldest), 1),
+        "deleted_in_s": deleted_in,
         "last_delivered": _iso(found.last_delivered),
         "rate_per_s": round(found.recent / figures.RATE_OVER, 2),
         "last_error": found.error,

@@ -12,6 +12,8 @@ from .status import COUNTED, EXPIRY, NOT_CONFIGURED
 from .terminal import BAD, GOOD, WORRYING, Line, clock, counted, grid
 from .units import format_duration, format_size
 
+SOON = 86400.0
+"""Seconds before the box deletes an event that waits, from which on there is no time to lose."""
 LATE = 60.0
 """Seconds after which an event that is still pending is worth a word."""
 
@@ -96,6 +98,7 @@ def _endpoint(found: Mapping[str, Any], status: Mapping[str, Any], now: float) -
         pending += f", the oldest for {format_duration(found['oldest_pending_s'])}"
     lines += [
         ("pending", Text(pending)),
+        *_deletion(found),
         ("delivered", Text(f"{found['delivered']:,}{_last(found['last_delivered'], now)}")),
     ]
     if found["kind"] == "history_event":
@@ -126,6 +129,15 @@ def _certificate(found: Mapping[str, Any], now: float) -> Iterator[Line]:
         day = found["certificate_expires"][:10]
         ends = f"ends on {day}, in {format_duration(left)}" if left > 0 else f"ended on {day}"
         yield "certificate", Text(f"{ends}: have it renewed", style=WORRYING if left > 0 else BAD)
+
+
+def _deletion(found: Mapping[str, Any]) -> Iterator[Line]:
+    """Warn of the box, which deletes its oldest events whether they were sent or not."""
+    left = found["deleted_in_s"]
+    if left is not None:
+        when = f"in about {format_duration(left)}" if left > 0 else "now"
+        text = f"{when} the box reaches the oldest that is neither sent nor copied"
+        yield "deletion", Text(text, style=WORRYING if left > SOON else BAD)
 
 
 def _rate(found: Mapping[str, Any]) -> str:

@@ -309,8 +309,9 @@ def test_every_metric_is_listed(tmp_path):
     offered = {name: kind for name, kind in kinds.items() if not name.endswith("_created")}
     page = text_of(TOP / "docs" / "metrics.md")
     listed = dict(re.findall(r"(?m)^\| `(se3_uploader_\w+)` \| (\w+) \|", page))
-    # Only there once a platform has shown a certificate.
+    # Only there once a platform has shown a certificate, or the box has deleted what is waited for.
     assert listed.pop("se3_uploader_certificate_expiry_timestamp_seconds") == "gauge"
+    assert listed.pop("se3_uploader_deleted_in_seconds") == "gauge"
     assert listed == offered
     alerts = yaml.safe_load(text_of(TOP / "docs" / "alerts" / "se3-uploader.yml"))
     expressions = [rule["expr"] for group in alerts["groups"] for rule in group["rules"]]

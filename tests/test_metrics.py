@@ -21,7 +21,7 @@ from se3_uploader import cli, metrics
 
 from .http_server import Reply, Request, Server
 from .servers import free_port
-from .site import Process, Site, number_of
+from .site import Process, Site, deliver, event, number_of
 
 pytest.importorskip("prometheus_client", reason="needs prometheus-client, extra 'metrics'")
 
@@ -227,3 +227,21 @@ def test_an_outbox_that_cannot_be_read_gives_no_figures(site: Site) -> None:
             after = page(listen)
     assert "endpoint_ok" in before
     assert "endpoint_ok" not in after
+
+
+def test_how_long_until_the_box_deletes_what_waits(site: Site) -> None:
+    """Told for an endpoint once the box deletes, and while something waits there uncopied."""
+    listen = f"127.0.0.1:{free_port()}"
+    day = 86_400_000
+    site.add(*(event(number, timestamp=1_767_225_600_000 + number * day) for number in range(5)))
+    with Server() as platform:
+        deliver(site.configure(platform.url))
+    room = {"path": str(site.outbox), "max_size": 0, "min_free_disk": 0}
+    site.add(event(5, timestamp=1_767_225_600_000 + 5 * day))
+    site.remove(0, 1)
+    with Server(Reply(503)) as away:
+        settings = site.configure(away.url, metrics={"listen": listen}, outbox=room)
+        with Process(settings) as daemon:
+            daemon.wait_for("p0 does not take deliveries")
+            found = figures(listen)
+    assert found['deleted_in_seconds{endpoint="p0"}'] == 3 * 86400

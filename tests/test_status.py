@@ -92,7 +92,8 @@ def test_the_keys_and_their_kinds_are_those_of_the_contract(site, capsys):
     assert shape(endpoint) == {
         "name": "str", "kind": "str", "url": "str", "state": "str", "since": "str",
         "pending": "number", "delivered": "number", "dead": "number", "dead_reason": "NoneType",
-        "lost": "number", "oldest_pending_s": "number", "last_delivered": "NoneType",
+        "lost": "number", "oldest_pending_s": "number", "deleted_in_s": "NoneType",
+        "last_delivered": "NoneType",
         "rate_per_s": "number", "last_error": "str", "next_attempt": "str",
         "certificate_expires": "NoneType",
     }  # fmt: skip
@@ -338,3 +339,45 @@ def test_a_wrong_configuration_is_78(site, capsys):
     path.write_text(yaml.safe_dump({**document, "outboks": {}}))
     assert cli.main(["status", "-c", config.path]) == 78
     assert "outboks" in capsys.readouterr().err
+
+
+def hours(number: int, hour: float) -> Dict[str, Any]:
+    """An event so many hours after the first of all."""
+    return event(number, timestamp=1_767_225_600_000 + int(hour * 3_600_000))
+
+
+def test_how_long_until_the_box_deletes_what_waits(site, capsys):
+    """Once the box was seen to delete, its oldest event and the oldest unsent one tell it."""
+    room = {"path": str(site.outbox), "max_size": 0, "min_free_disk": 0}
+    with Server() as platform:
+        site.add(*(hours(number, number) for number in range(10)))
+        deliver(site.configure(platform.url))
+        config = site.configure(NEVER_UP, outbox=room)
+        with Uploader(config) as uploader:
+            site.add(*(hours(number, number) for number in range(10, 20)))
+            uploader.run(lambda: site.account()["pending"] == 10)
+    (endpoint,) = told(config, capsys)["endpoints"]
+    assert endpoint["deleted_in_s"] is None, "nothing was ever deleted"
+    site.remove(0, 1, 2)
+    (endpoint,) = told(config, capsys)["endpoints"]
+    assert endpoint["deleted_in_s"] == 7 * 3600
+    assert cli.main(["status", "-c", config.path]) == 0
+    assert "deletion in about 7h" in " ".join(capsys.readouterr().out.split())
+    site.remove(*range(3, 12))
+    (endpoint,) = told(config, capsys)["endpoints"]
+    assert endpoint["deleted_in_s"] == 0, "it has reached them"
+
+
+def test_what_was_sent_or_copied_is_not_at_risk(site, capsys):
+    """Counted is the first event that is neither; where there is none, nothing is told."""
+    with Server() as platform:
+        site.add(*(hours(number, number) for number in range(10)))
+        deliver(site.configure(platform.url))
+        config = site.configure(NEVER_UP)
+        with Uploader(config) as uploader:
+            site.add(*(hours(number, number) for number in range(10, 15)))
+            uploader.run(lambda: site.rows("SELECT count(*) FROM copy") == [(5,)])
+        site.remove(0, 1)
+        assert told(config, capsys)["endpoints"][0]["deleted_in_s"] is None
+        site.add(hours(15, 15.5))
+        assert told(config, capsys)["endpoints"][0]["deleted_in_s"] == 13.5 * 3600

@@ -23,6 +23,8 @@ _ACCOUNT = (
 _OLDEST = 100
 """Rows, in the order they were seen, among which the oldest pending one is looked for."""
 
+_AT_RISK = "AND state = 0 AND id NOT IN (SELECT delivery_id FROM copy)"
+
 
 @dataclass(frozen=True)
 class EndpointFigures:
@@ -56,6 +58,10 @@ class EndpointFigures:
     """1 when it has a place in the present generation of the source."""
     position: Optional[Key]
     """That place."""
+    first: Optional[Key]
+    """The first event that the outbox remembers of that generation."""
+    at_risk: Optional[Key]
+    """The oldest event of it that is pending and has no copy."""
 
 
 @dataclass(frozen=True)
@@ -111,20 +117,23 @@ def _read(database: peewee.SqliteDatabase, path: str, source: str, now: float) -
         " GROUP BY e.id ORDER BY e.id",
         generation_id,
     )
-    endpoints = [_endpoint(database, now, *account) for account in accounts]
+    endpoints = [_endpoint(database, now, generation_id, *account) for account in accounts]
     ((copied,),) = _rows(database, "SELECT coalesce(sum(bytes), 0) FROM copy")
     return Figures(number, endpoints, _size(path) + _size(f"{path}-wal"), copied)
 
 
 def _endpoint(
-    database: peewee.SqliteDatabase, now: float, endpoint_id: int, *account: Any
-) -> EndpointFigures:
+    database: peewee.SqliteDatabase, now: float, generation_id: Optional[int], endpoint_id: int,
+    *account: Any,
+) -> EndpointFigures:  # fmt: skip
     fields: Dict[str, Any] = dict(zip(_ACCOUNT, account))
     return EndpointFigures(
         **fields,
         oldest_pending=_oldest_pending(database, endpoint_id),
         dead_reason=_dead_reason(database, endpoint_id),
         recent=_recent(database, endpoint_id, now - RATE_OVER),
+        first=_first_key(database, endpoint_id, generation_id),
+        at_risk=_first_key(database, endpoint_id, generation_id, _AT_RISK),
     )
 
 
@@ -140,6 +149,18 @@ def _oldest_pending(database: peewee.SqliteDatabase, endpoint_id: int) -> Option
     )
     oldest: Optional[float] = _rows(database, sql, endpoint_id)[0][0]
     return oldest
+
+
+def _first_key(
+    database: peewee.SqliteDatabase, endpoint_id: int, generation_id: Optional[int], which: str = ""
+) -> Optional[Key]:
+    found = _rows(
+        database,
+        f"SELECT key FROM delivery WHERE endpoint_id = ? AND generation_id = ? {which}"
+        " ORDER BY key LIMIT 1",
+        endpoint_id, generation_id,
+    )  # fmt: skip
+    return found[0][0] if found else None
 
 
 def _dead_reason(database: peewee.SqliteDatabase, endpoint_id: int) -> Optional[str]:
