@@ -40,6 +40,17 @@ def test_a_foreign_schema(tmp_path: Path) -> None:
         ]
 
 
+def test_the_mapping_of_the_readme_is_proposed(tmp_path: Path) -> None:
+    """Whoever asks instead of writing it by hand gets the same mapping."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    wanted = yaml.safe_load(readme.partition("```yaml\n")[2].partition("```")[0])["source"]
+    visits = sqlite_events(tmp_path / "visits.db")
+    columns = ", ".join(wanted["columns"].values())
+    visits.run(f"CREATE TABLE {wanted['table']} (id INTEGER PRIMARY KEY, {columns}, door)")
+    proposed = yaml.safe_load(inspect(visits.url).proposal)["source"]
+    assert proposed == {**wanted, "url": visits.url}
+
+
 def test_what_is_missing_is_marked(tmp_path: Path) -> None:
     """A required field without a column is named; a database without events gets no proposal."""
     events = sqlite_events(tmp_path / "some.db")

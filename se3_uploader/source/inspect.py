@@ -21,12 +21,20 @@ COUNT_LIMIT = 100_000
 _REQUIRED = ("identity_id", "identity_name", "timestamp", "score")
 
 _ALIASES: Mapping[str, Tuple[str, ...]] = {
-    "identity_id": ("person_id", "user_id", "employee_id", "member_id", "personid", "userid"),
-    "identity_name": ("person_name", "user_name", "employee_name", "name", "label", "sub_label"),
-    "group_name": ("group", "department", "dept_name"),
+    "identity_id": (
+        "person_id", "user_id", "employee_id", "member_id", "personid", "userid", "person_no",
+        "employee_no", "job_no",
+    ),
+    "identity_name": (
+        "person_name", "user_name", "employee_name", "name", "label", "sub_label", "person",
+    ),
+    "group_name": ("group", "department", "dept_name", "team"),
     "group_id": ("groupid", "department_id", "dept_id"),
     "reg_pic": ("register_pic", "reg_image", "register_image", "base_pic", "image_id"),
-    "timestamp": ("event_time", "time", "ts", "start_time", "capture_time", "create_time"),
+    "timestamp": (
+        "event_time", "time", "ts", "start_time", "capture_time", "create_time", "happened_at",
+        "occurred_at", "created_at",
+    ),
     "score": ("similarity", "confidence", "top_score", "match_score", "likeness"),
     "device_ip": ("camera_ip", "ep_ip", "ip", "dev_ip", "device_addr"),
     "ep_id": ("device_id", "camera_id", "camera"),
@@ -37,7 +45,7 @@ _ALIASES: Mapping[str, Tuple[str, ...]] = {
     "grab_fiqa_info": ("grap_fiqa_info",),
     "box_fiqa_info": (),
     "dev_sno": (),
-}
+}  # fmt: skip
 """Field -> what its column is called elsewhere, the likeliest first, after its own name."""
 
 
