@@ -160,8 +160,11 @@ class Engine:
             self._recorder.reset()
             self._open()
             self._is_open = True
-            while self._early:
-                self.report(self._early.popleft())
+            # A copy: they wait again where the new one is damaged as well.
+            early = list(self._early)
+            self._early.clear()
+            for report in early:
+                self.report(report)
         except OutboxError as error:
             self._recorder.failed(error)
 
