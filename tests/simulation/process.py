@@ -18,7 +18,7 @@ from .oracle import copied, delivered
 from .platform import Crash, Network, Platform, SimulatedSink
 
 HOUSEKEEPING = 60.0
-REFRESH = 1.0
+REFRESH = 5.0
 REPORT = 20.0
 
 

@@ -58,6 +58,7 @@ class Story:
                 table="event" if self.box.ordered else None,
                 query=None if self.box.ordered else "SELECT * FROM event",
                 lookback=LOOKBACK,
+                poll_interval=rng.choice((1.0, 5.0)),
             ),
             history_event=config.HistoryEvent(
                 endpoints=tuple(
