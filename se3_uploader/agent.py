@@ -33,8 +33,8 @@ REFRESH = 1.0
 START_HEARD_WITHIN = 30.0
 """Seconds in which an unfinished start, which waits for the event database, must move on."""
 HOUSEKEEPING = 60.0
-RECENT_EVENTS = 1000
-"""Rows in which a capture device is looked for by the probe seen:."""
+NEW_EVENTS = 1000
+"""Rows in which capture devices are looked for by the probe seen: since the last report."""
 LONGEST_COLLECTION = 1.8
 """Seconds that reading the box and probing its capture devices may take."""
 ATTEMPTS_ONCE = 5
@@ -211,6 +211,7 @@ class Daemon:
 
     def _begin_reports(self) -> None:
         self._reader = Reader(self.config) if self.config.device_status.endpoints else None
+        self._look_back = device_status.EARLIER_EVENTS
         self._beat = time.monotonic()
 
     def _report_step(self, now: float) -> float:
@@ -249,9 +250,14 @@ class Daemon:
         try:
             if wanted.sub_devices_table:
                 self._device_rows = self._source.sub_devices(wanted.sub_devices_table)
-            if any(device.probe.startswith("seen:") for device in wanted.sub_devices):
-                self._devices_seen = self._source.last_seen(RECENT_EVENTS)
+            probed = {d.ep_ip for d in wanted.sub_devices if d.probe.startswith("seen:")}
+            if probed:
+                # A quiet device may have been seen before the newest rows, which are others'.
+                found = {**self._devices_seen, **self._source.last_seen(self._look_back)}
+                self._devices_seen = {ep_ip: found[ep_ip] for ep_ip in probed & found.keys()}
+                self._look_back = NEW_EVENTS
         except SourceError as error:
+            self._look_back = device_status.EARLIER_EVENTS
             # What was read before is better than devices that vanish from the report.
             self._source_problems = [f"the capture devices cannot be read: {error}"]
         else:

@@ -30,8 +30,6 @@ from .units import format_duration, format_size
 OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "skip"
 """Well; works, but look at it; does not work; not tried."""
 
-RECENT_EVENTS = 1000
-"""Rows in which capture devices are looked for, as the daemon does."""
 SHORT = 200
 """Characters of a text in a payload that are shown."""
 
@@ -343,7 +341,7 @@ def _devices(config: Config) -> Tuple[List[Mapping[str, Any]], Dict[str, int], L
             if table:
                 rows = source.sub_devices(table)
             if probed:
-                seen = source.last_seen(RECENT_EVENTS)
+                seen = source.last_seen(device_status.EARLIER_EVENTS)
     except SourceError as error:
         return rows, seen, [f"the capture devices cannot be read: {error}"]
     return rows, seen, []

@@ -23,6 +23,8 @@ With all else that a report waits for it stays under 2 s.
 """
 LAST_PROBE_LIMIT = 0.5
 """The same for the report of a stop, which must be delivered within 3 s."""
+EARLIER_EVENTS = 20_000
+"""Rows in which capture devices are looked for by the probe seen: before the first report."""
 EP_TYPES = ("0", "1", "2", "3", "4")
 
 

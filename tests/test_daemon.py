@@ -31,6 +31,12 @@ def states(platform: Server) -> List[str]:
     return [request.json()["gateway_status"] for request in platform.requests]
 
 
+def online(platform: Server) -> List[List[str]]:
+    """The capture devices that each of the reports a platform got calls online."""
+    reports = [request.json()["sub_devices"] for request in platform.requests]
+    return [[d["ep_ip"] for d in each if d["ep_status"] == "online"] for each in reports]
+
+
 def reports_to(platform: Server, **keys: Any) -> Dict[str, Any]:
     """The section for status reports to a platform."""
     return {"endpoints": [{"url": platform.url, "name": "status"}], **keys}
@@ -181,6 +187,24 @@ def test_reports_on_the_beat_and_offline_at_the_end(site: Site) -> None:
     gaps = [later.at - earlier.at for earlier, later in zip(requests[1:], requests[2:])]
     # A busy machine may hold one report up; the beat itself does not shift.
     assert sum(gaps) == pytest.approx(len(gaps), abs=1.0)
+
+
+def test_a_camera_is_seen_however_many_events_others_had_since(site: Site) -> None:
+    """The probe seen: finds it behind thousands of events, at the start and later on."""
+    now = int(time.time() * 1000)
+    site.add(event(0, device_ip="10.0.0.1", timestamp=now))
+    site.add(*(event(number, device_ip="10.0.0.2", timestamp=now) for number in range(1, 1501)))
+    cameras = [{"ep_ip": f"10.0.0.{n}", "probe": "seen:1h"} for n in (1, 2, 3)]
+    with Server() as events, Server() as reports:
+        section = reports_to(reports, interval="500ms", sub_devices=cameras)
+        with Process(site.configure(events.url, device_status=section, source={"start": "latest"})):
+            reports.wait_for(2)
+            site.add(event(1501, device_ip="10.0.0.3", timestamp=now))
+            reports.wait_until(lambda: online(reports)[-1] == ["10.0.0.1", "10.0.0.2", "10.0.0.3"])
+            site.add(*(event(n, device_ip="10.0.0.2", timestamp=now) for n in range(1502, 3003)))
+            came = len(reports.wait_for(len(reports.requests) + 3))
+    assert online(reports)[0] == ["10.0.0.1", "10.0.0.2"]
+    assert online(reports)[came - 1] == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
 
 
 @pytest.mark.parametrize("journal", ["wal", "delete"])
