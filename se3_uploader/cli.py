@@ -224,7 +224,9 @@ def _status(options: argparse.Namespace) -> int:
     from . import status_text, terminal
 
     out = terminal.console()
-    for part in status_text.render(found, now):
+    answer, *figures = status_text.render(found, now)
+    out.print(answer, soft_wrap=not out.is_terminal)  # head -1 gets the whole of it
+    for part in figures:
         out.print(part)
     return OK
 

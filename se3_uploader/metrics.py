@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from . import log, status
 from .config import Config
@@ -17,14 +17,41 @@ BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
 IDLE = 10.0
 """Seconds after which whoever asks and then says nothing is hung up on."""
 
-_ENDPOINT: Tuple[Tuple[str, str, str, str], ...] = (
-    ("counter", "events_delivered", "delivered", "Events (or reports) the platform accepted."),
-    ("gauge", "outbox_pending", "pending", "Seen, not delivered yet."),
-    ("gauge", "outbox_dead", "dead", "Dead letters: refused for good, or unusable."),
-    ("counter", "events_lost", "lost", "Deleted by the source before they were sent or copied."),
-    ("gauge", "oldest_pending_seconds", "oldest_pending_s", "Age of the oldest pending one."),
-)
-"""Kind, name, key in status --json, help."""
+
+def _certificate_ends(endpoint: Mapping[str, Any]) -> Optional[float]:
+    ends = endpoint["certificate_expires"]
+    return None if ends is None else datetime.fromisoformat(ends).timestamp()
+
+
+_ENDPOINT: Tuple[Tuple[str, str, Callable[[Mapping[str, Any]], Optional[float]], str], ...] = (
+    (
+        "counter", "events_delivered", lambda e: e["delivered"],
+        "Events (or reports) the platform accepted.",
+    ),
+    ("gauge", "outbox_pending", lambda e: e["pending"], "Seen, not delivered yet."),
+    ("gauge", "outbox_dead", lambda e: e["dead"], "Dead letters: refused for good, or unusable."),
+    (
+        "counter", "events_lost", lambda e: e["lost"],
+        "Deleted by the source before they were sent or copied, or discarded.",
+    ),
+    (
+        "gauge", "oldest_pending_seconds", lambda e: e["oldest_pending_s"] or 0.0,
+        "Age of the oldest pending one.",
+    ),
+    (
+        "gauge", "deleted_in_seconds", lambda e: e["deleted_in_s"],
+        "Until the source deletes the oldest event that is neither sent nor copied.",
+    ),
+    (
+        "gauge", "endpoint_ok", lambda e: float(e["state"] == "ok"),
+        "1: takes deliveries; 0: retrying or paused.",
+    ),
+    (
+        "gauge", "certificate_expiry_timestamp_seconds", _certificate_ends,
+        "When the platform's certificate ends, epoch seconds.",
+    ),
+)  # fmt: skip
+"""Kind, name, figure of an endpoint of status --json (None: there is none), help."""
 
 
 class Metrics:
@@ -68,42 +95,16 @@ class Metrics:
             found = status.collect(self._config, time.time())
         except OutboxError:
             return
-        for kind, name, key, text in _ENDPOINT:
+        # What is still pending for a platform that was taken out is nothing to be woken up for.
+        endpoints = [e for e in found["endpoints"] if e["state"] != status.NOT_CONFIGURED]
+        for kind, name, figure, text in _ENDPOINT:
             family = families[kind](f"{PREFIX}_{name}", text, labels=["endpoint"])
-            for endpoint in found["endpoints"]:
-                family.add_metric([endpoint["name"]], endpoint[key] or 0)
-            yield family
-        well = GaugeMetricFamily(
-            f"{PREFIX}_endpoint_ok",
-            "1: takes deliveries; 0: retrying or paused.",
-            labels=["endpoint"],
-        )
-        for endpoint in found["endpoints"]:
-            well.add_metric([endpoint["name"]], float(endpoint["state"] == "ok"))
-        yield well
-        deletion = GaugeMetricFamily(
-            f"{PREFIX}_deleted_in_seconds",
-            "Until the source deletes the oldest event that is neither sent nor copied.",
-            labels=["endpoint"],
-        )
-        for endpoint in found["endpoints"]:
-            if endpoint["deleted_in_s"] is not None:
-                deletion.add_metric([endpoint["name"]], endpoint["deleted_in_s"])
-        if deletion.samples:
-            yield deletion
-        certificates = GaugeMetricFamily(
-            f"{PREFIX}_certificate_expiry_timestamp_seconds",
-            "When the platform's certificate ends, epoch seconds.",
-            labels=["endpoint"],
-        )
-        for endpoint in found["endpoints"]:
-            ends = endpoint["certificate_expires"]
-            if ends is not None:
-                certificates.add_metric(
-                    [endpoint["name"]], datetime.fromisoformat(ends).timestamp()
-                )
-        if certificates.samples:
-            yield certificates
+            for endpoint in endpoints:
+                value = figure(endpoint)
+                if value is not None:
+                    family.add_metric([endpoint["name"]], value)
+            if family.samples:
+                yield family
         yield from self._without_label(found)
 
     def _without_label(self, found: Dict[str, Any]) -> Iterator[Any]:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from datetime import datetime
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import orjson
 
@@ -16,6 +16,7 @@ from . import lock, times
 from .config import Config
 from .outbox import DEAD, PENDING, letters
 from .outbox.letters import Filter, Letter, Letters
+from .units import counted
 
 OK, PROBLEM, USAGE = 0, 1, 2
 SHOWN = 1000
@@ -115,7 +116,7 @@ def _list(options: argparse.Namespace, wanted: Filter, opened: Letters) -> int:
     if options.json:
         _print_json(_fields(letter) for letter in found)
         return OK
-    from .terminal import console, counted
+    from .terminal import console
 
     shown: List[Letter] = []
     states: Counter[str] = Counter()
@@ -265,14 +266,9 @@ def _masked(event: Dict[str, Any], names: bool) -> Dict[str, Any]:
 
 
 def _retry(options: argparse.Namespace, wanted: Filter, opened: Letters, loaded: Config) -> int:
-    found = _dead(wanted, opened)
-    if found is None:
-        return PROBLEM
-    code = _asked(options, found, "Send {} again?")
-    if code is not None:
+    found, code = _agreed(options, wanted, opened, "Send {} again?")
+    if not found:
         return code
-    from .terminal import counted
-
     done = letters.retry(loaded.outbox.path, [letter.id for letter in found], time.time())
     print(f"{counted(done, 'dead letter')} made pending again.")
     gone = {letter.endpoint for letter in found} - {e.name for e in loaded.endpoints}
@@ -282,46 +278,39 @@ def _retry(options: argparse.Namespace, wanted: Filter, opened: Letters, loaded:
             " an endpoint has that name again."
         )
     if lock.holder(loaded.outbox.path) is None:
-        print("The daemon is not running; they are sent when it does.")
+        print("The daemon is not running; they are sent once it runs.")
     return OK
 
 
 def _discard(options: argparse.Namespace, wanted: Filter, opened: Letters, loaded: Config) -> int:
-    found = _dead(wanted, opened)
-    if found is None:
-        return PROBLEM
-    code = _asked(options, found, "Give up {} for ever, and delete what is kept of them?")
-    if code is not None:
+    question = "Give up {} for ever, and delete what is kept of them?"
+    found, code = _agreed(options, wanted, opened, question)
+    if not found:
         return code
-    from .terminal import counted
-
     done = letters.discard(loaded.outbox.path, [letter.id for letter in found], time.time())
     print(f"{counted(done, 'dead letter')} discarded; counted as lost from now on.")
     return OK
 
 
-def _dead(wanted: Filter, opened: Letters) -> Optional[List[Letter]]:
-    """The dead letters that are meant; None, once that was said, where an id is none."""
+def _agreed(
+    options: argparse.Namespace, wanted: Filter, opened: Letters, question: str
+) -> Tuple[List[Letter], int]:
+    """The dead letters that are meant, once that was agreed to; else none, and the exit code."""
     if not _all_known(wanted.ids, opened, DEAD):
-        return None
-    return list(opened.find(wanted, (DEAD,)))
-
-
-def _asked(options: argparse.Namespace, found: Sequence[Letter], question: str) -> Optional[int]:
-    """Ask whether to go on; None to do so, else the exit code."""
-    from .terminal import counted
-
+        return [], PROBLEM
+    found = list(opened.find(wanted, (DEAD,)))
     if not found:
         print("There is no dead letter (that was asked for): nothing to do.")
-        return OK
+        return [], OK
     about = Counter((letter.endpoint, letter.reason) for letter in found)
     reasons = [f"  {count:,} of {name}: {why}" for (name, why), count in about.most_common(5)]
-    return _confirmed(
-        options, "\n".join([*reasons, question.format(counted(len(found), "dead letter"))])
-    )
+    asked = "\n".join([*reasons, question.format(counted(len(found), "dead letter"))])
+    code = _confirmed(options, asked)
+    return (found, OK) if code is None else ([], code)
 
 
 def _confirmed(options: argparse.Namespace, question: str) -> Optional[int]:
+    """Ask whether to go on; None to do so, else the exit code."""
     if options.yes:
         return None
     if not sys.stdin.isatty():

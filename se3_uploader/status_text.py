@@ -9,8 +9,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from .status import COUNTED, EXPIRY, NOT_CONFIGURED
-from .terminal import BAD, GOOD, WORRYING, Line, clock, counted, grid
-from .units import format_duration, format_size
+from .terminal import BAD, GOOD, WORRYING, Line, clock, grid
+from .units import counted, format_duration, format_size
 
 SOON = 86400.0
 """Seconds before the box deletes an event that waits, from which on there is no time to lose."""
@@ -63,6 +63,12 @@ def answer(status: Mapping[str, Any], now: float) -> Tuple[str, str]:
                 f" {endpoint['name']}: {endpoint['dead_reason']}. Look: se3-uploader outbox list",
                 WORRYING,
             )
+        if endpoint["state"] == NOT_CONFIGURED and endpoint["pending"]:
+            return (
+                f"Events arrive, but {counted(endpoint['pending'], 'event')} kept for"
+                f" {endpoint['name']}, which is no longer in uploader.yaml",
+                WORRYING,
+            )
     oldest = max((e["oldest_pending_s"] or 0.0 for e in endpoints), default=0.0)
     if waiting and oldest > LATE:
         return (
@@ -72,6 +78,9 @@ def answer(status: Mapping[str, Any], now: float) -> Tuple[str, str]:
         )
     if waiting or behind:
         return f"Yes, events arrive; {counted(waiting + behind, 'event')} on the way", GOOD
+    lost = sum(endpoint["lost"] for endpoint in endpoints)
+    if lost:
+        return f"Yes, every event has arrived but for {lost:,} lost or discarded", GOOD
     return "Yes, every event has arrived", GOOD
 
 
@@ -112,8 +121,9 @@ def _endpoint(found: Mapping[str, Any], status: Mapping[str, Any], now: float) -
 
 def _state(found: Mapping[str, Any], now: float) -> Text:
     since = _for_how_long(found, now)
+    tried = found["delivered"] or found["last_delivered"]
     return {
-        "ok": Text("takes deliveries", style=GOOD),
+        "ok": Text("takes deliveries", style=GOOD) if tried else Text("nothing was sent yet"),
         "retrying": Text(f"does not answer{since}, tried again", style=WORRYING),
         "paused": Text(f"refuses deliveries{since}, probed slowly", style=BAD),
         NOT_CONFIGURED: Text("no longer in uploader.yaml, nothing is sent", style=WORRYING),

@@ -36,11 +36,6 @@ def grid(lines: Sequence[Line]) -> Table:
     return table
 
 
-def counted(count: int, thing: str) -> str:
-    """``1 event``, ``1,000 events``."""
-    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
-
-
 def clock(moment: float, now: float) -> str:
     """The time of day, with its date where that is not within 24 hours; epoch seconds."""
     shape = "%H:%M" if abs(now - moment) < 86400 else "%Y-%m-%d %H:%M"

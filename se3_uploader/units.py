@@ -1,4 +1,4 @@
-"""PURE: durations and sizes as people write them, and back."""
+"""PURE: durations, sizes and numbers as people write them, and back."""
 
 from __future__ import annotations
 
@@ -81,3 +81,8 @@ def _amount(
     if isinstance(value, bool) or not math.isfinite(value):
         return None
     return value
+
+
+def counted(count: int, thing: str) -> str:
+    """``1 event``, ``1,000 events``."""
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"

@@ -239,9 +239,12 @@ def test_the_walk_through_works(tmp_path):
         lines = [re.search(r"se3-uploader (.* my\.yaml)$", line) for line in readme_lines()]
         words = [line[1].split() for line in lines if line]
         assert [word for word, *_ in words] == ["check", "run"]
+        told = ""
         for each in [*words, words[-1]]:
             done = run(*each, cwd=tmp_path)
             assert done.returncode == 0, done.stdout + done.stderr
+            told += done.stderr
+        assert re.findall(r"done \[delivered=(\d+) ", told) == ["2", "0"]
         assert len(platform.requests) == 2
 
 

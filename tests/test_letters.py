@@ -200,7 +200,7 @@ def test_a_retry_for_an_endpoint_that_is_gone_says_so(site, capsys):
     assert run(config, "retry", "--yes") == 0
     out = capsys.readouterr().out
     assert "p0: no longer in uploader.yaml" in out
-    assert "The daemon is not running" in out
+    assert "The daemon is not running; they are sent once it runs." in out
 
 
 def test_a_discard_deletes_the_payload_and_is_recorded(site, capsys):

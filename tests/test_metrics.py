@@ -75,9 +75,9 @@ def test_the_figures_are_those_of_the_account(site: Site) -> None:
     assert found["outbox_max_bytes"] == 512 * 1024**2
 
 
-@pytest.mark.parametrize("days", [90, 9])
+@pytest.mark.parametrize("days", [31, 29])
 def test_the_end_of_a_certificate_is_told(site: Site, tmp_path: Path, capsys, days: int) -> None:
-    """Metrics and status --json tell when it ends, and status warns once that is near."""
+    """Metrics and status --json tell when it ends, and status warns 30 days ahead."""
     site.add(1)
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
@@ -101,7 +101,25 @@ def test_the_end_of_a_certificate_is_told(site: Site, tmp_path: Path, capsys, da
             assert cli.main(["status", "-c", settings.path]) == 0
             out = capsys.readouterr().out
         day = datetime.datetime.fromtimestamp(end.timestamp()).strftime("%Y-%m-%d")
-        assert (f"ends on {day}, in 9d: have it renewed" in out) == (days == 9), out
+        assert (f"ends on {day}, in 29d: have it renewed" in out) == (days == 29), out
+
+
+def test_a_platform_that_was_taken_out_wakes_nobody_up(site: Site) -> None:
+    """What still waits for an endpoint that is no longer in uploader.yaml is left to status."""
+    site.add(1)
+    with Server(Reply(503)) as gone, Server() as platform:
+        with site.uploader(gone) as uploader:
+            uploader.run_for(5)
+        listen = f"127.0.0.1:{free_port()}"
+        settings = site.configure(
+            platform.url, endpoint={"name": "left"}, metrics={"listen": listen}
+        )
+        started = metrics.start(settings)
+        assert started is not None
+        found = figures(listen)
+        started.close()
+    assert found['outbox_pending{endpoint="left"}'] == 0
+    assert not [name for name in found if "p0" in name]
 
 
 def test_a_certificate_belongs_to_its_url(site: Site) -> None:

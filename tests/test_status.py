@@ -69,6 +69,31 @@ def test_before_the_first_start_everything_is_zero(site, capsys):
     assert not site.outbox.parent.exists()
 
 
+def test_nothing_is_said_of_a_platform_that_was_not_tried(site, capsys):
+    """That it takes deliveries is known once it took one."""
+    site.add(1)
+    with Server() as platform:
+        config = site.configure(platform.url)
+        cli.main(["status", "-c", config.path])
+        assert "nothing was sent yet" in capsys.readouterr().out
+        deliver(config)
+        cli.main(["status", "-c", config.path])
+        assert "takes deliveries" in capsys.readouterr().out
+
+
+def test_a_script_gets_the_whole_answer_in_the_first_line(site, capsys):
+    """However long the reason is: into a pipe the sentence is not broken at the 80th column."""
+    site.events.unlink()
+    config = site.configure(NEVER_UP)
+    lock = Lock(config.outbox.path)
+    lock.acquire("daemon")
+    cli.main(["status", "-c", config.path])
+    whole = sentence(config)
+    lock.release()
+    assert len(whole) > 80
+    assert capsys.readouterr().out.splitlines()[0] == whole
+
+
 def test_where_new_installations_begin_at_the_newest_nothing_is_behind(site, capsys):
     """With source.start latest, what is there before the first start is never sent."""
     site.add(1, 2, 3)
@@ -215,6 +240,13 @@ def test_an_endpoint_that_left_the_configuration_shows_while_it_has_something(si
             ("renamed", "ok"),
             ("p0", "not configured"),
         ]
+        lock = Lock(config.outbox.path)
+        lock.acquire("daemon")
+        later = status.collect(config, time.time() + 2 * status_text.LATE)
+        assert status_text.answer(later, time.time())[0] == (
+            "Events arrive, but 1 event kept for p0, which is no longer in uploader.yaml"
+        )
+        lock.release()
         platform.script = Reply()
         deliver(site.configure(platform.url))
         config = site.configure(other.url, endpoint={"name": "renamed"})
@@ -266,7 +298,7 @@ def test_the_first_line_says_what_keeps_events_from_arriving(site):
             assert "1 event could not be delivered to p0: too large: HTTP 413" in sentence(config)
             assert "se3-uploader outbox list" in sentence(config)
             letters.discard(config.outbox.path, [2], time.time())
-            assert sentence(config) == "Yes, every event has arrived"
+            assert sentence(config) == "Yes, every event has arrived but for 1 lost or discarded"
             platform.script = Reply(503)
             site.add(4)
             uploader.run_for(600)
