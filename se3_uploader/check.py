@@ -312,8 +312,12 @@ def _report(config: Config) -> Iterator[Finding]:
         yield Finding(WARN, part, problem, "the report goes without it")
     devices = report.payload["sub_devices"]
     online = sum(device["ep_status"] == "online" for device in devices)
-    said = f"can be made, {online} of {len(devices)} capture devices online"
-    yield Finding(OK, part, said, payload=shortened(report.payload))
+    shown = shortened(report.payload)
+    said = (
+        f"can be made, {online} of {len(devices)} capture devices online:"
+        f" {orjson.dumps(shown).decode()}"
+    )
+    yield Finding(OK, part, said, payload=shown)
 
 
 def _without_report(config: Config) -> Iterator[Finding]:

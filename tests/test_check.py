@@ -130,19 +130,23 @@ def test_personal_data_is_shown_only_when_asked_for(site, platform, capsys):
 
 
 def test_the_status_report_is_shown_as_it_would_be_sent(site, platform, capsys):
-    """Valid against the protocol, with the capture devices probed."""
+    """Valid against the protocol, with the capture devices probed; line by line if asked for."""
     report = {
         "endpoints": [{"url": platform.url, "name": "status"}],
         "sub_devices": [{"ep_ip": "127.0.0.1", "probe": f"tcp:{platform.port}"},
                         {"ep_ip": "127.0.0.2", "probe": "tcp:9"}],
     }  # fmt: skip
     config = site.configure(platform.url, device_status=report)
+    schema = TOP / "se3_uploader/receiver/schemas/device_status.schema.json"
+    protocol = Draft202012Validator(json.loads(schema.read_text()))
+    cli.main(["check", "-c", config.path])
+    *_, line = capsys.readouterr().out.splitlines()
+    said, report = line.split("online: ")
+    assert said.endswith("can be made, 1 of 2 capture devices ")
+    protocol.validate(json.loads(report))
     cli.main(["check", "-c", config.path, "--show-payload"])
     out = capsys.readouterr().out
-    assert "1 of 2 capture devices online" in out
-    shown = json.loads(out[out.index('{\n  "gateway_ip"') :])
-    schema = TOP / "se3_uploader/receiver/schemas/device_status.schema.json"
-    Draft202012Validator(json.loads(schema.read_text())).validate(shown)
+    protocol.validate(json.loads(out[out.index('{\n  "gateway_ip"') :]))
 
 
 def test_what_is_missing_from_a_report_is_a_warning(site, platform):
@@ -303,7 +307,9 @@ def test_a_platform_that_is_away_fails(site, capsys):
     """With what came back, and what to do about it."""
     config = site.configure("http://127.0.0.1:9/HistoryEvent")
     assert cli.main(["check", "-c", config.path]) == 1
-    line = "FAIL p0: 127.0.0.1:9: Connection refused -> start the platform, or correct host and port"
+    line = (
+        "FAIL p0: 127.0.0.1:9: Connection refused -> start the platform, or correct host and port"
+    )
     assert line in capsys.readouterr().out
 
 
