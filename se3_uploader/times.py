@@ -16,8 +16,8 @@ _MOMENT = re.compile(
     r" ?(?P<zone>Z|[+-]\d\d(?::?\d\d)?)?)?",
     re.ASCII,
 )
-_EPOCH_MS = re.compile(r"[0-9]{12,15}")
-"""Since 1973: fewer digits are seconds, or a date without its dashes."""
+_EPOCH_MS = re.compile(r"[0-9]{12,15}|0")
+"""Since 1973, or all: other fewer digits are seconds, or a date without its dashes."""
 
 
 def parse_time(text: str, now: float) -> int:

@@ -55,6 +55,11 @@ def test_a_time_may_be_relative_to_now(written, seconds_ago):
     assert parse_time(written, NOW) == (NOW - seconds_ago) * 1000
 
 
+def test_zero_is_the_beginning():
+    """Milliseconds or seconds, 0 is 1970: what somebody writes who wants everything."""
+    assert parse_time("0", NOW) == 0
+
+
 @given(st.integers(10**11, 10**15 - 1))
 def test_epoch_milliseconds_stay_what_they_are(milliseconds):
     """From 1973 on, twelve digits or more are epoch milliseconds."""
