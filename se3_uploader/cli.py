@@ -242,10 +242,14 @@ def _source(options: argparse.Namespace) -> int:
 def _receive(options: argparse.Namespace) -> int:
     from . import receiver
 
-    receiver.serve(
-        options.host, options.port, options.dir,
-        fail=options.fail, delay_ms=options.delay, status=options.status, ready=print,
-    )  # fmt: skip
+    try:
+        receiver.serve(
+            options.host, options.port, options.dir,
+            fail=options.fail, delay_ms=options.delay, status=options.status, ready=print,
+        )  # fmt: skip
+    except receiver.ReceiverError as error:
+        print(error, file=sys.stderr)
+        return PROBLEM
     return OK
 
 

@@ -144,6 +144,15 @@ def test_a_port_in_use_is_a_clear_error(receiver: Receiver) -> None:
         Receiver(port=receiver.port)
 
 
+def test_the_command_tells_what_is_wrong_and_exits_1(receiver: Receiver) -> None:
+    """A port in use is the user's to mend, and no mistake of the program."""
+    command = [sys.executable, "-m", "se3_uploader", "receive", "--port", str(receiver.port)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("The receiver cannot listen on 127.0.0.1, port")
+    assert ended.stderr.endswith("choose another port with --port.\n")
+
+
 def test_an_address_of_another_machine_is_a_clear_error() -> None:
     """192.0.2.1 is nobody's."""
     with pytest.raises(ReceiverError, match=r"cannot listen on 192\.0\.2\.1, port 0: .* --host"):
