@@ -10,13 +10,14 @@ import sys
 import threading
 import time
 import traceback
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Callable, Dict, List, Optional, Sequence, TypeVar
 
 from . import __version__, backfill_command, config, log, outbox_command, source_command, times
 
 OK, PROBLEM, USAGE, TEMPORARY, CONFIG = 0, 1, 2, 75, 78
 """Exit codes: good; a problem was found; wrong usage; try again later (EX_TEMPFAIL); the
 configuration is wrong (EX_CONFIG)."""
+_Number = TypeVar("_Number", int, float)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -131,15 +132,17 @@ def _parser() -> argparse.ArgumentParser:
 def _add_receive(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     receive = commands.add_parser("receive", help="a test platform with a page to look at")
     receive.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    receive.add_argument("--port", type=int, default=9528, help="0: any free one")
+    receive.add_argument("--port", type=_port, default=9528, help="0: any free one")
     receive.add_argument("--dir", help="where to store what arrives (default: a temporary folder)")
     receive.add_argument(
         "--fail", type=_rate, default=0.0, metavar="RATE", help="answer this share with 503, 0 to 1"
     )
     receive.add_argument(
-        "--delay", type=int, default=0, metavar="MS", help="wait before each answer"
+        "--delay", type=_delay, default=0, metavar="MS", help="wait before each answer"
     )
-    receive.add_argument("--status", type=int, metavar="CODE", help="answer everything with CODE")
+    receive.add_argument(
+        "--status", type=_code, metavar="CODE", help="answer everything with CODE, 200 to 599"
+    )
 
 
 def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -147,14 +150,36 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     demo.add_argument(
         "--events", type=int, metavar="N", help="end after N events: 0 only if all arrived intact"
     )
-    demo.add_argument("--port", type=int, default=9528, help="of the test platform's page")
+    demo.add_argument("--port", type=_port, default=9528, help="of the test platform's page")
 
 
 def _rate(text: str) -> float:
-    rate = float(text)
-    if not 0 <= rate <= 1:
-        raise argparse.ArgumentTypeError("a share between 0 and 1, e.g. 0.2")
-    return rate
+    return _between(0, 1, text, float, "a share between 0 and 1, e.g. 0.2")
+
+
+def _port(text: str) -> int:
+    return _between(0, 65535, text, int, "a port between 0 and 65535")
+
+
+def _delay(text: str) -> int:
+    return _between(0, 600_000, text, int, "milliseconds, at most 600000")
+
+
+def _code(text: str) -> int:
+    return _between(200, 599, text, int, "an HTTP status between 200 and 599")
+
+
+def _between(
+    least: float, most: float, text: str, kind: Callable[[str], _Number], allowed: str
+) -> _Number:
+    """Read a number; argparse tells what is allowed where it is another."""
+    try:
+        number = kind(text)
+    except ValueError:
+        number = None
+    if number is None or not least <= number <= most:
+        raise argparse.ArgumentTypeError(f"{text}: allowed is {allowed}")
+    return number
 
 
 def _load(options: argparse.Namespace) -> config.Config:

@@ -70,7 +70,9 @@ def test_every_command_says_what_it_does(capsys):
     "wrong",
     [[], ["fly"], ["status", "--jsn"], ["outbox"], ["outbox", "list", "x"],
      ["outbox", "show", "99999999999999999999"],
-     ["outbox", "list", "--since", "yesterday"], ["receive", "--fail", "2"]],
+     ["outbox", "list", "--since", "yesterday"], ["receive", "--fail", "2"],
+     ["receive", "--fail", "nan"], ["receive", "--port", "65536"], ["receive", "--delay", "-1"],
+     ["receive", "--status", "99"], ["demo", "--port", "http"]],
 )  # fmt: skip
 def test_wrong_usage_is_2_and_says_what_is_wrong(wrong, capsys):
     """As everywhere in Unix."""
