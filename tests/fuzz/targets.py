@@ -5,6 +5,7 @@ Only what a target names may be raised: a configuration is wrong, a row unusable
 
 from __future__ import annotations
 
+import base64
 import datetime
 import http.client
 import socket
@@ -28,6 +29,7 @@ from se3_uploader.payload import (
     timestamp_ms,
 )
 from se3_uploader.source.pictures import read_picture
+from se3_uploader.values import picture, scaled
 from tests.payloads import ROW
 
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
@@ -146,6 +148,19 @@ def any_answer(data: bytes) -> None:
     assert not any(text in said for text in ("张伟", "13028", "4711", "O'Neil"))
 
 
+def any_picture(data: bytes) -> None:
+    """A picture in a row: base64 of it, itself or made small, or Unusable."""
+    try:
+        text = picture(data)
+        base64.b64decode(text, validate=True)
+        small = scaled(text)
+    except Unusable:
+        return
+    if small is not None and small != text:
+        assert base64.b64decode(small).startswith(b"\xff\xd8\xff")
+        assert len(small) < 400_000
+
+
 def _pictures() -> Path:
     folder = FOLDER / "pictures"
     folder.mkdir()
@@ -175,5 +190,6 @@ TARGETS: Dict[str, Callable[[bytes], None]] = {
     "config": any_config,
     "row": any_row,
     "answer": any_answer,
+    "picture": any_picture,
     "picture_name": any_picture_name,
 }
