@@ -102,10 +102,10 @@ def _is_done(engine: Engine, began: float) -> bool:
     now = time.monotonic()
     if engine.source_error or engine.outbox_error:
         return now - began > PATIENCE_ONCE
-    if engine.is_idle():
+    if engine.is_idle() and all(queue.is_idle() for queue in engine.queues):
         return True
     return all(
-        queue.caught_up
+        (queue.caught_up or not queue.is_events)
         and (
             queue.is_idle()
             or queue.health.state == policy.PAUSED
@@ -113,7 +113,6 @@ def _is_done(engine: Engine, began: float) -> bool:
             or queue.health.next_attempt - now > PATIENCE_ONCE
         )
         for queue in engine.queues
-        if queue.is_events
     )
 
 

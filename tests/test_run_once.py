@@ -172,6 +172,23 @@ def test_exit_codes_while_the_platform_is_away(tmp_path: Path) -> None:
     assert site.account() == sums(seen=4, delivered=3, dead=1)
 
 
+def test_reports_that_were_kept_are_delivered_too(tmp_path: Path) -> None:
+    """What keep: all left behind is pending like any event, and one run delivers all of it."""
+    site = Site(tmp_path)
+    site.add(1)
+    with Server() as events, Server(Reply(503)) as reports:
+        section = {"endpoints": [{"url": reports.url, "name": "status"}], "keep": "all"}
+        with site.uploader(events, device_status=section) as uploader:
+            for number in range(5):
+                uploader.engine.report({"gateway_name": str(number)})
+            uploader.run(lambda: len(reports.requests) == 1)
+        assert site.account("status") == sums(seen=5, pending=5)
+        reports.script = Reply()
+        assert run_once(uploader.engine.config) == 0
+    assert site.account("status") == sums(seen=5, delivered=5)
+    assert numbers(events) == [1]
+
+
 def test_copies_outlive_the_source(tmp_path: Path) -> None:
     """A run that cannot deliver keeps copies: what the box deletes meanwhile arrives all the same,
     under the same key and with the same content."""
