@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import select
 import signal
+import time
 from typing import Dict, Optional, Sequence
 
 from inotify_simple import INotify, flags
+
+LOOK_AGAIN = 0.1
+"""Seconds between two looks for files that are not there yet. Each look lets the sinks' threads
+run, and under load it is a while until they let this one go on."""
 
 _WRITTEN = flags.MODIFY | flags.DELETE_SELF | flags.MOVE_SELF
 
@@ -32,6 +37,7 @@ class Wake:
             self._inotify.close()
         self._paths = paths
         self._watched = {}
+        self._look_at = 0.0
         self._inotify = self._open() if paths else None
 
     def _open(self) -> Optional[INotify]:
@@ -51,7 +57,8 @@ class Wake:
 
     def wait(self, timeout: float) -> bool:
         """Sleep at most timeout seconds; True when the source's files were written to."""
-        self._watch()
+        if time.monotonic() >= self._look_at:
+            self._watch()
         events = self._poll.poll(max(0.0, timeout) * 1000)
         ready = {handle for handle, _ in events}
         if self._read in ready:
@@ -68,6 +75,7 @@ class Wake:
 
     def _watch(self) -> None:
         """Watch those files that are there and not watched yet."""
+        self._look_at = time.monotonic() + LOOK_AGAIN
         if self._inotify is None or len(self._watched) == len(self._paths):
             return
         watched = set(self._watched.values())
