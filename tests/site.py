@@ -274,10 +274,13 @@ class Uploader:
         self.source.close()
 
 
-def deliver(config: Config) -> None:
-    """Run an uploader until everything the source and the outbox hold has come to its end."""
+def deliver(config: Config, patience: float = 30.0) -> None:
+    """Run an uploader until everything the source and the outbox hold has come to its end.
+
+    AssertionError after so many real seconds.
+    """
     with Uploader(config) as uploader:
-        uploader.run()
+        uploader.run(patience=patience)
 
 
 class Process:

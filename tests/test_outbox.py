@@ -76,6 +76,18 @@ def test_only_the_owner_can_read_it(outbox: Outbox, path: Path) -> None:
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
+def test_a_dead_report_keeps_the_key_it_was_sent_under(outbox: Outbox) -> None:
+    """A newer report takes an older one's row and dies before that was written: its key is its own.
+
+    Brought back to life it would else be sent under the key of the older one.
+    """
+    (made,) = write(outbox, Entry(1, REPORTS, "old", b"", NOW))
+    made.key, made.state = "new", DEAD
+    write(outbox, made, copies=[(made, b"payload")])
+    assert outbox.revive([made.row_id or 0]) == 1
+    assert [entry.key for entry in outbox.pending(1, 10)] == ["new"]
+
+
 def test_a_file_left_open_to_others_is_closed(path: Path) -> None:
     """An outbox that others may read is made private again when it is opened."""
     Outbox(str(path), lambda: NOW).close()

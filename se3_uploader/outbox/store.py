@@ -191,9 +191,16 @@ class Outbox(Reader):
         values: Tuple[object, ...] = (row_id,)
         if entry.generation_id == REPORTS and entry.state == DELIVERED:
             sql = "DELETE FROM delivery WHERE id = ? AND state = 0"
-        elif entry.generation_id == REPORTS and entry.state == PENDING:
-            sql = "UPDATE delivery SET key = ?, attempts = ?, at = ? WHERE id = ? AND state = 0"
-            values = (entry.key, entry.attempts, entry.at, row_id)
+        elif entry.generation_id == REPORTS:
+            # A newer report may have taken its place, and its key with it.
+            sql = (
+                "UPDATE delivery SET key = ?, state = ?, attempts = ?, at = ?, reason = ?,"
+                " answer = ? WHERE id = ? AND state = 0"
+            )
+            values = (
+                entry.key, entry.state, entry.attempts, entry.at, entry.reason, entry.answer,
+                row_id,
+            )  # fmt: skip
         else:
             sql = (
                 "UPDATE delivery SET state = ?, strip = ?, attempts = ?, at = ?, reason = ?,"

@@ -23,6 +23,8 @@ from .daemon import RETRY, assert_all_arrived, pause, until
 pytestmark = pytest.mark.slow
 
 KILLS = 200
+PATIENCE = 300.0
+"""Seconds for the backlog in the end: the longer a busy machine took, the more was written."""
 UNRECORDED = 100 + 4
 """Answers that are written together at most, and what is in flight."""
 
@@ -85,7 +87,7 @@ def test_two_hundred_kills(tmp_path: Path) -> None:
             ends.append(len(platform.requests))
     with Server(Reply()) as last:
         config = site.configure(last.url, retry=RETRY)
-        deliver(config)
+        deliver(config, PATIENCE)
         platform.requests += last.requests
     assert_all_arrived(site, platform, range(1, writer.written + 1))
     repeats = repeats_by_run(numbers(platform), ends)
@@ -130,7 +132,7 @@ def test_everything_dies_at_once(tmp_path: Path) -> None:
             assert rows >= committed
             committed = rows
     with Server() as last:
-        deliver(site.configure(last.url, retry=RETRY))
+        deliver(site.configure(last.url, retry=RETRY), PATIENCE)
         platform.requests += last.requests
     assert_all_arrived(site, platform, range(1, committed + 1))
 
@@ -157,7 +159,7 @@ def test_stopped_and_continued(tmp_path: Path) -> None:
             process.signal(signal.SIGTERM)
             assert process.end() == 0
     with Server() as last:
-        deliver(site.configure(last.url, retry=RETRY))
+        deliver(site.configure(last.url, retry=RETRY), PATIENCE)
         platform.requests += last.requests
     assert_all_arrived(site, platform, range(1, writer.written + 1))
     assert max(Counter(numbers(platform)).values()) == 1
@@ -183,6 +185,6 @@ def test_flapping_platform(tmp_path: Path) -> None:
             process.signal(signal.SIGTERM)
             assert process.end() == 0
     with Server() as last:
-        deliver(site.configure(last.url, retry=RETRY))
+        deliver(site.configure(last.url, retry=RETRY), PATIENCE)
         platform.requests += last.requests
     assert_all_arrived(site, platform, range(1, writer.written + 1))
