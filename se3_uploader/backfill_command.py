@@ -16,7 +16,7 @@ from .outbox import PENDING, STATES
 from .outbox.backfills import Backfills
 from .payload import Strip
 from .source import open_source
-from .units import format_duration, format_size
+from .units import counted, format_duration, format_size
 
 
 class UsageError(Exception):
@@ -163,7 +163,7 @@ def _plan_lines(wanted: Wanted, found: Plan) -> List[str]:
             f"{share.known[n]} {state}" for n, state in enumerate(STATES) if share.known[n]
         )
         lines.append(
-            f"{name}: {found.events} events in the database"
+            f"{name}: {counted(found.events, 'event')} in the database"
             + (f", of which the outbox knows: {there}" if there else "")
             + f"; to send: {share.to_send}, about {format_size(share.bytes)}"
         )

@@ -69,7 +69,6 @@ class Engine:
         self._wake = wake
         self._observe = observe
         self._recorder = Recorder(outbox, clock, self._cover, self._forget)
-        self._copy_at = 0.0
         self._pruned = 0
         self._copied = True
         self._drift = clock.wall() - clock.monotonic()
