@@ -55,7 +55,7 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
         assert not site.outbox.parent.exists()
         deliver(config)
         before = {path.name: path.read_bytes() for path in site.outbox.parent.iterdir()}
-        again = backfill(config, *span(1, 2), "--dry-run", "--resend")
+        again = end(start(config, *span(1, 2), "--dry-run", "--resend"))
         assert again.code == 0
         assert "p0: 1 event in the database" in again.out
         after = {path.name: path.read_bytes() for path in site.outbox.parent.iterdir()}
