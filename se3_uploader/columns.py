@@ -67,14 +67,23 @@ class Columns:
 
     @cached_property
     def identity_paths(self) -> Tuple[str, ...]:
-        """Paths that make a row this very event and no other; they never hold a picture."""
-        paths = (self.timestamp, self.identity_id, self.identity_name, self.score, self.device_ip)
+        """Paths that make a row this very event and no other; they never hold a picture.
+
+        Only what is required: an optional field can be mapped later, and would make every event
+        that was sent another one.
+        """
+        paths = (self.timestamp, self.identity_id, self.identity_name, self.score)
         return paths if self.id is None else (self.id, *paths)
 
     @cached_property
     def identity(self) -> Tuple[str, ...]:
         """The top-level columns that fingerprint needs besides the key, each once."""
         return tuple(dict.fromkeys(path.partition(".")[0] for path in self.identity_paths))
+
+    @cached_property
+    def seen_paths(self) -> Tuple[str, ...]:
+        """Paths that tell which capture device was seen when."""
+        return (self.timestamp, self.device_ip)
 
     @cached_property
     def pictures(self) -> Mapping[str, str]:

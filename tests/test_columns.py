@@ -43,13 +43,7 @@ def test_a_column_named_like_a_field_is_that_field() -> None:
     assert columns.timestamp == "timestamp"
     assert columns.device_ip == "device_ip"
     assert columns.pictures == {name: name for name in ("reg_pic", "spot_pic", "face_pic")}
-    assert columns.identity == (
-        "timestamp",
-        "identity_id",
-        "identity_name",
-        "score",
-        "device_ip",
-    )
+    assert columns.identity == ("timestamp", "identity_id", "identity_name", "score")
 
 
 def test_keys_of_a_mapping() -> None:
@@ -77,7 +71,7 @@ def test_identity_of_a_key_that_can_tie() -> None:
     columns = columns_of(
         source(key="time", id="uid", columns={"identity_id": "doc.id", "score": "doc.score"})
     )
-    assert columns.identity == ("uid", "timestamp", "doc", "identity_name", "device_ip")
+    assert columns.identity == ("uid", "timestamp", "doc", "identity_name")
     assert columns_of(source(id="id")).identity == columns_of(source()).identity
 
 

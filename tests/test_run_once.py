@@ -189,6 +189,20 @@ def test_reports_that_were_kept_are_delivered_too(tmp_path: Path) -> None:
     assert numbers(events) == [1]
 
 
+def test_a_mapping_that_is_added_later_sends_nothing_again(tmp_path: Path) -> None:
+    """The events are the same ones, under the same keys, whatever else is sent of them."""
+    site = Site(tmp_path)
+    site.run("ALTER TABLE event ADD COLUMN camera TEXT")
+    site.add(*(event(number, camera=f"10.0.0.{number}") for number in (1, 2, 3)))
+    with Server() as platform:
+        assert run_once(site.configure(platform.url)) == 0
+        site.add(event(4, camera="10.0.0.4"))
+        source = {"columns": {"ext_data.device_ip": "camera"}}
+        assert run_once(site.configure(platform.url, source=source)) == 0
+    assert sorted(numbers(platform)) == [1, 2, 3, 4]
+    assert platform.requests[-1].json()["ext_data"]["device_ip"] == "10.0.0.4"
+
+
 def test_copies_outlive_the_source(tmp_path: Path) -> None:
     """A run that cannot deliver keeps copies: what the box deletes meanwhile arrives all the same,
     under the same key and with the same content."""

@@ -105,7 +105,7 @@ class MongoSource:
 
     def last_seen(self, limit: int) -> Dict[str, int]:
         """Take the newest timestamp of each device among the newest limit documents."""
-        paths = self._make.columns.identity_paths
+        paths = self._make.columns.seen_paths
         with self._session() as events:
             newest = self._find(events, {}, paths, limit, pymongo.DESCENDING)
         return self._make.last_seen(newest)

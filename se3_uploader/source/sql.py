@@ -146,8 +146,9 @@ class SqlSource(ABC):
 
     def last_seen(self, limit: int) -> Dict[str, int]:
         """Take the newest timestamp of each device among the newest limit rows."""
+        columns = dict.fromkeys(path.partition(".")[0] for path in self._make.columns.seen_paths)
         with self._session() as database:
-            names = self._existing(database, self._make.columns.identity)
+            names = self._existing(database, list(columns))
             newest = self._sql.select(names, self._sql.after(None), limit, "DESC")
             rows, _ = self._fetch(database, newest)
         return self._make.last_seen(values for _, values in self._read(rows, names))
