@@ -17,6 +17,8 @@ from . import __version__, backfill_command, config, log, outbox_command, source
 OK, PROBLEM, USAGE, TEMPORARY, CONFIG = 0, 1, 2, 75, 78
 """Exit codes: good; a problem was found; wrong usage; try again later (EX_TEMPFAIL); the
 configuration is wrong (EX_CONFIG)."""
+MOST_IN_DEMO = 20_000
+"""Events: the receiver keeps that many with their pictures."""
 _Number = TypeVar("_Number", int, float)
 
 
@@ -148,8 +150,9 @@ def _add_receive(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     demo = commands.add_parser("demo", help="box, uploader and platform on this machine")
     demo.add_argument(
-        "--events", type=int, metavar="N", help="end after N events: 0 only if all arrived intact"
-    )
+        "--events", type=_count, metavar="N",
+        help="end after N events: 0 only if all arrived intact",
+    )  # fmt: skip
     demo.add_argument("--port", type=_port, default=9528, help="of the test platform's page")
 
 
@@ -167,6 +170,10 @@ def _delay(text: str) -> int:
 
 def _code(text: str) -> int:
     return _between(200, 599, text, int, "an HTTP status between 200 and 599")
+
+
+def _count(text: str) -> int:
+    return _between(1, MOST_IN_DEMO, text, int, f"a number between 1 and {MOST_IN_DEMO}")
 
 
 def _between(

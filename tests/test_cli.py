@@ -72,7 +72,7 @@ def test_every_command_says_what_it_does(capsys):
      ["outbox", "show", "99999999999999999999"],
      ["outbox", "list", "--since", "yesterday"], ["receive", "--fail", "2"],
      ["receive", "--fail", "nan"], ["receive", "--port", "65536"], ["receive", "--delay", "-1"],
-     ["receive", "--status", "99"], ["demo", "--port", "http"]],
+     ["receive", "--status", "99"], ["demo", "--port", "http"], ["demo", "--events", "0"]],
 )  # fmt: skip
 def test_wrong_usage_is_2_and_says_what_is_wrong(wrong, capsys):
     """As everywhere in Unix."""
