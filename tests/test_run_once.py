@@ -203,6 +203,21 @@ def test_a_mapping_that_is_added_later_sends_nothing_again(tmp_path: Path) -> No
     assert platform.requests[-1].json()["ext_data"]["device_ip"] == "10.0.0.4"
 
 
+def test_a_required_column_that_is_not_there_kills_no_event(tmp_path: Path) -> None:
+    """A slip in the mapping is told, events wait in the source, and arrive once it is mended."""
+    site = Site(tmp_path)
+    site.add(1, 2, 3)
+    with Server() as platform:
+        config = site.configure(platform.url, source={"columns": {"score": "scroe"}})
+        with Process(config, "--once") as process:
+            process.wait_for("no such column: scroe; is source.columns right?")
+            process.popen.kill()
+        assert site.account() == sums()
+        assert run_once(site.configure(platform.url)) == 0
+    assert sorted(numbers(platform)) == [1, 2, 3]
+    assert site.account() == sums(seen=3, delivered=3)
+
+
 def test_copies_outlive_the_source(tmp_path: Path) -> None:
     """A run that cannot deliver keeps copies: what the box deletes meanwhile arrives all the same,
     under the same key and with the same content."""

@@ -91,6 +91,12 @@ class SqlSource(ABC):
         """Read the row at a position, the newest key and what follows, in one transaction."""
         with self._session() as database, self._snapshot(database):
             names = self._existing(database, self._make.columns.identity)
+            for name in self._make.columns.identity:
+                if name not in names:
+                    # Every event would die of it, by a slip in the configuration.
+                    raise SourceError(
+                        f"{self._place()}: no such column: {name}; is source.columns right?"
+                    )
             here: List[Values] = []
             if after is not None:
                 here, _ = self._fetch(database, self._sql.select(names, self._sql.at(after), 1))
