@@ -19,15 +19,9 @@ import tenacity
 
 from se3_uploader import __version__, config
 from se3_uploader.credentials import Access, CredentialsError, read_access, stamp_of
+from se3_uploader.plaintext import PlaintextRefused
 from se3_uploader.policy import Answer
-from se3_uploader.transport import (
-    FOREVER,
-    ConnectTimeout,
-    Line,
-    PlaintextRefused,
-    StaleConnection,
-    is_eof,
-)
+from se3_uploader.transport import FOREVER, ConnectTimeout, Line, StaleConnection, is_eof
 
 MAX_RETRY_AFTER = 86400.0
 """Seconds: a platform that asks us to wait longer is taken to mean a day."""

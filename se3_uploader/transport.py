@@ -6,7 +6,6 @@ Free of any idea of events or of what an answer means; the sink is the only user
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import logging
 import socket
 import ssl
@@ -24,6 +23,7 @@ from urllib3.util.connection import is_connection_dropped
 
 from se3_uploader import config
 from se3_uploader.credentials import Access
+from se3_uploader.plaintext import PlaintextRefused, is_trusted, refusal
 
 MAX_BODY = 64 * 1024
 """Bytes of an answer's body that are read and kept."""
@@ -40,27 +40,8 @@ OBJECTION = 0.5
 FOREVER = float("inf")
 """The deadline of what has none."""
 
-TRUSTED_NETWORKS = tuple(
-    ipaddress.ip_network(network)
-    for network in (
-        "127.0.0.0/8",
-        "10.0.0.0/8",
-        "172.16.0.0/12",
-        "192.168.0.0/16",
-        "169.254.0.0/16",
-        "::1/128",
-        "fc00::/7",
-        "fe80::/10",
-    )
-)
-"""Loopback, private and link-local, spelled out: Python's is_private changes with its version."""
-
 # urllib3 warns by quoting the platform's headers and our path; neither belongs in a log.
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)
-
-
-class PlaintextRefused(Exception):
-    """Something that must not be read by others would go unencrypted to a public address."""
 
 
 class ConnectTimeout(Exception):
@@ -159,7 +140,7 @@ class Line:
         self.certificate_not_after: Optional[float] = None
         """Epoch seconds, of the platform's certificate on the last verified connection."""
         self._limits = endpoint.timeout
-        self._refusal = _refusal(endpoint, access)
+        self._refusal = refusal(endpoint, access.authorization)
         self._lock = threading.Lock()
         self._handle: Optional[socket.socket] = None
         self._connection: Any = None
@@ -314,38 +295,12 @@ def _is_unusable(connection: Any) -> bool:
     return is_connection_dropped(connection) or (pending is not None and pending() > 0)
 
 
-def is_trusted(address: str) -> bool:
-    """Tell whether an address is loopback, private or link-local."""
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
-        parsed = parsed.ipv4_mapped
-    return any(parsed in network for network in TRUSTED_NETWORKS)
-
-
 def is_eof(error: BaseException) -> bool:
     """Tell a connection that broke under TLS; older Pythons have no class of their own for it."""
     kinds = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
     return isinstance(error, kinds) or (
         isinstance(error, ssl.SSLError) and "EOF" in (error.reason or "")
     )
-
-
-def _refusal(endpoint: config.Endpoint, access: Access) -> str:
-    """Name what would be readable on the way, if that is not allowed."""
-    if endpoint.allow_plaintext:
-        return ""
-    url, proxy = urlsplit(endpoint.url), urlsplit(endpoint.proxy or "")
-    if proxy.scheme == "http" and "@" in proxy.netloc:
-        return "the proxy's password"
-    if url.scheme == "https":
-        return ""
-    headers = {name.lower() for name in endpoint.headers}
-    if access.authorization or "authorization" in headers or "@" in url.netloc:
-        return "a token or password"
-    pictures = (endpoint.pictures.reg_pic, endpoint.pictures.spot_pic)
-    if endpoint.kind == "history_event" and pictures != ("strip", "strip"):
-        return "face pictures"
-    return ""
 
 
 def _head(target: str, prepared: requests.PreparedRequest) -> bytes:

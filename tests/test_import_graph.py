@@ -14,7 +14,7 @@ import pytest
 import se3_uploader
 
 PACKAGE = Path(se3_uploader.__file__).parent
-PURE = ["payload", "columns", "values", "policy", "units", "times"]
+PURE = ["payload", "columns", "values", "policy", "plaintext", "units", "times"]
 """Decisions apart from I/O; what they may import of the package besides each other: config."""
 ENGINE = {"engine", "courier", "intake", "recorder", "queue", "tail"}
 PROCESSES = {"agent", "cli", "backfill", "check", "demo", "status", "metrics", "receiver"}

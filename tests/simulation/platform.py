@@ -114,7 +114,7 @@ class Platform:
             self.excused.add(reply.serial)
 
     def restarted(self, remembered: Set[int]) -> None:
-        """A new start of the uploader, which knows of no rejections but those of its dead letters."""
+        """A new start of the uploader, which knows no rejections but those of its dead letters."""
         self.excused |= self.streak - remembered
         self.streak &= remembered
 
