@@ -41,8 +41,9 @@ class Program:
     def __init__(self, arguments: List[str], log: Path) -> None:
         self.arguments, self.log = arguments, log
         self.started = time.monotonic()
-        # A package that was installed has its bytecode.
+        # As on a box: an installed package has its bytecode, and the unit sets this.
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        environment["MALLOC_ARENA_MAX"] = "1"
         with open(log, "wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, *arguments],
