@@ -8,7 +8,7 @@ from typing import Deque, Dict, List, NamedTuple, Optional, Protocol, Set, Tuple
 
 from . import policy
 from .config import Endpoint
-from .outbox import PENDING, Cursor, Entry
+from .outbox import LIVE, PENDING, Cursor, Entry
 from .sink import Delivery
 from .source import Key
 from .tail import NOWHERE, Lookback, Patrol
@@ -239,8 +239,12 @@ class Queue:
         return len(self.ready) < READY and self.ready_bytes < READY_BYTES
 
     def make_ready(self, entry: Entry, body: bytes, *, front: bool = False) -> None:
-        """Line up a payload for sending."""
-        (self.ready.appendleft if front else self.ready.append)((entry, body))
+        """Line up a payload for sending; those of a backfill let live ones pass."""
+        place = 0 if front else len(self.ready)
+        may_pass = entry.lane == LIVE and not self.strict
+        while may_pass and place and self.ready[place - 1][0].lane != LIVE:
+            place -= 1
+        self.ready.insert(place, (entry, body))
         self.ready_bytes += len(body)
 
     def next_ready(self) -> Tuple[Entry, bytes]:
