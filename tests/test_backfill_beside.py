@@ -83,8 +83,8 @@ def test_events_written_meanwhile_go_out_once(tmp_path: Path) -> None:
     assert site.account() == sums(seen=400, delivered=400)
 
 
-@pytest.mark.parametrize("delay", [0.01, 0.15])
-def test_live_events_overtake_a_backfill(tmp_path: Path, delay: float) -> None:
+@pytest.mark.parametrize(("delay", "old", "live"), [(0.01, 100, 20), (0.15, 20, 8)])
+def test_live_events_overtake_a_backfill(tmp_path: Path, delay: float, old: int, live: int) -> None:
     """While a backfill runs beside the daemon a live event waits for none of its events.
 
     Nor for those that are built already, where the platform is far away.
@@ -95,8 +95,8 @@ def test_live_events_overtake_a_backfill(tmp_path: Path, delay: float) -> None:
         with Process(config) as daemon:
             daemon.wait_for("ready")
             running = start(config, *span(1, 1501))
-            platform.wait_for(100)
-            waits = live_latencies(site, platform, 2001, 20 if delay < 0.1 else 8)
+            platform.wait_for(old)
+            waits = live_latencies(site, platform, 2001, live)
             assert running.poll() is None, "the backfill ended too soon to show anything"
             platform.script = Reply()
             assert end(running).code == 0
