@@ -30,8 +30,8 @@ STOP_WITHIN = 8.0
 """Seconds in which what is in flight is finished, at a stop and at a reload."""
 REFRESH = 1.0
 """Seconds between two looks at what other processes put into the outbox."""
-START_HEARD_WITHIN = 30.0
-"""Seconds in which an unfinished start, which waits for the event database, must move on."""
+START_PATIENCE = 60.0
+"""Seconds a start waits for the event database; then the daemon waits on, and boot need not."""
 HOUSEKEEPING = 60.0
 NEW_EVENTS = 1000
 """Rows in which capture devices are looked for by the probe seen: since the last report."""
@@ -176,16 +176,13 @@ class Daemon:
                 self._do_reload()
                 sdnotify.ready(self._engine.summary())
                 due = 0.0
-            if not ready and self._engine.source_error is None:
+            if not ready and self._is_ready(now):
                 ready = True
-                log.info("ready", source=self.config.source.name, pid=os.getpid())
                 sdnotify.ready(self._engine.summary())
             if now >= refresh_at:
                 refresh_at = now + REFRESH
                 self._engine.refresh()
                 sdnotify.status(self._engine.summary())
-                if not ready:
-                    sdnotify.extend_start(START_HEARD_WITHIN)
             if now >= housekeeping_at:
                 housekeeping_at = now + HOUSEKEEPING
                 self._engine.housekeeping()
@@ -199,6 +196,16 @@ class Daemon:
                 self._engine.look_soon()
         self._end()
         return OK
+
+    def _is_ready(self, now: float) -> bool:
+        """Is the start complete: source and outbox were gone through, or it took too long?"""
+        if self._engine.source_error is None:
+            log.info("ready", source=self.config.source.name, pid=os.getpid())
+            return True
+        if now - self._started < START_PATIENCE:
+            return False
+        log.warning("started, though the event database cannot be read yet; it is tried on")
+        return True
 
     def _on_stop(self, *_: Any) -> None:
         self._stop = True

@@ -22,11 +22,6 @@ def status(text: str) -> None:
     _send(*_status(text))
 
 
-def extend_start(seconds: float) -> None:
-    """Ask for more time to start than TimeoutStartSec=: to be repeated within so many seconds."""
-    _send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
-
-
 def reloading() -> None:
     """Say that the configuration is being read again; ends with :func:`ready`."""
     _send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
