@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Deque, Dict, List, Mapping, Optional, Tuple
 
 from . import config as configuration
-from . import device_status, log, policy, sdnotify
+from . import device_status, log, one_core, policy, sdnotify
 from .config import Config
 from .engine import Engine
 from .gateway import Reader
@@ -68,6 +68,7 @@ def run_once(config: Config) -> int:
     0 all delivered, 75 something is still pending, 1 something is dead or was lost. Raises
     OutboxError, SourceError.
     """
+    one_core.gather()
     outbox = open_outbox(config.outbox.path)
     delivered_before, lost_before = outbox.total("delivered"), outbox.total("lost")
     wake = Wake(())
@@ -164,6 +165,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGHUP, self._on_reload)
+        one_core.gather()
         ready = False
         refresh_at = housekeeping_at = watchdog_at = 0.0
         interval = sdnotify.watchdog_interval()
@@ -182,10 +184,12 @@ class Daemon:
             if now >= refresh_at:
                 refresh_at = now + REFRESH
                 self._engine.refresh()
+                one_core.gather()
                 sdnotify.status(self._engine.summary())
             if now >= housekeeping_at:
                 housekeeping_at = now + HOUSEKEEPING
                 self._engine.housekeeping()
+                one_core.scatter()
             if interval is not None and now >= watchdog_at:
                 watchdog_at = now + interval
                 sdnotify.watchdog()
