@@ -68,7 +68,6 @@ def run_once(config: Config) -> int:
     0 all delivered, 75 something is still pending, 1 something is dead or was lost. Raises
     OutboxError, SourceError.
     """
-    one_core.gather()
     outbox = open_outbox(config.outbox.path)
     delivered_before, lost_before = outbox.total("delivered"), outbox.total("lost")
     wake = Wake(())
@@ -165,7 +164,6 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGHUP, self._on_reload)
-        one_core.gather()
         ready = False
         refresh_at = housekeeping_at = watchdog_at = 0.0
         interval = sdnotify.watchdog_interval()
