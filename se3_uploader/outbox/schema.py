@@ -119,7 +119,7 @@ def connect(path: str, *, timeout: float = 5.0) -> peewee.SqliteDatabase:
             ("synchronous", "full"),
             ("secure_delete", "on"),
             ("journal_size_limit", 8 * 1024**2),
-            ("cache_size", -1024),
+            ("cache_size", -512),
         ),
     )
     try:

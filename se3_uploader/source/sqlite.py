@@ -118,7 +118,7 @@ class SqliteSource(SqlSource):
             f"file:{quote(self._path)}?mode=ro",
             uri=True,
             timeout=_BUSY_TIMEOUT,
-            pragmas={"query_only": 1},
+            pragmas={"query_only": 1, "cache_size": -256},
         )
         database.connect()
         self._database = database
