@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any, Dict, FrozenSet, Iterator, Mapping, Optional, Tuple
+from typing import Any, Collection, Dict, FrozenSet, Iterator, Mapping, Optional, Tuple
 
 from . import config
 from .values import TEXT, Unusable, is_document, parsed, text
@@ -36,6 +36,9 @@ FIELDS = (
 )
 
 PICTURES = ("reg_pic", "spot_pic", "face_pic")
+
+DEVICE_FIELDS = ("ep_ip", "ep_name", "ep_type", "sw_version")
+"""Fields of a capture device that are none of an event; its group_name is one of both."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,8 @@ def columns_of(source: config.Source) -> Columns:
     """Resolve the mapping of a source: a column named like a field is that field, unless mapped.
 
     Keys of ``source.columns`` are fields (``identity_id``, ``ext_data.device_ip``, or in short
-    ``device_ip``) or any other dotted place in ext_data; values are paths.
+    ``device_ip``) or any other dotted place in ext_data; values are paths. Those of DEVICE_FIELDS
+    are for device_paths.
     """
     mapped: Dict[str, str] = {}
     extras: Dict[str, str] = {}
@@ -187,7 +191,7 @@ def columns_of(source: config.Source) -> Columns:
         short = name[len("ext_data.") :] if name.startswith("ext_data.") else name
         if name in FIELDS or short in EXT_DATA_FIELDS + HELPERS:
             mapped[short] = path
-        else:
+        elif name not in DEVICE_FIELDS:
             extras[short] = path
     return Columns(
         key=source.key,
@@ -196,6 +200,17 @@ def columns_of(source: config.Source) -> Columns:
         ignored=frozenset(source.ignore_columns),
         **mapped,
     )
+
+
+def device_paths(mapped: Mapping[str, str], there: Collection[str]) -> Dict[str, str]:
+    """Field of a capture device -> path, by ``source.columns`` and the columns of their table.
+
+    group_name is mapped for the events; a table of devices without that column has its own.
+    """
+    paths = {name: mapped.get(name, name) for name in (*DEVICE_FIELDS, "group_name")}
+    if paths["group_name"].partition(".")[0] not in there:
+        paths["group_name"] = "group_name"
+    return paths
 
 
 def lookup(values: Mapping[str, Any], path: str) -> Any:

@@ -10,7 +10,7 @@ import ipaddress
 import json
 import pathlib
 import re
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 from urllib.parse import SplitResult, urlsplit
 
 from se3_uploader import units
@@ -140,8 +140,9 @@ def _is_scalar(value: Any) -> bool:
     return isinstance(value, (str, int, float))
 
 
-def _meant(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word[:64], known, n=1)
+def _meant(word: str, known: Sequence[str]) -> str:
+    close = [name for name in known if name.endswith(f".{word}")]
+    close += difflib.get_close_matches(word[:64], known, n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 

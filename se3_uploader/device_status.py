@@ -12,6 +12,7 @@ import math
 from dataclasses import replace
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
+from se3_uploader.columns import device_paths, lookup
 from se3_uploader.config import Config, Gateway, SubDevice
 from se3_uploader.gateway import Reader, Reading
 from se3_uploader.probes import Statuses, statuses
@@ -51,7 +52,9 @@ def collect(
     report before a stop, ``offline``.
     """
     reading = reader.read()
-    devices, problems = known_devices(config.device_status.sub_devices, table_rows)
+    devices, problems = known_devices(
+        config.device_status.sub_devices, table_rows, config.source.columns
+    )
     limit = PROBE_LIMIT if status == "online" else LAST_PROBE_LIMIT
     try:
         found = statuses(devices, seen, now_ms, limit)
@@ -77,26 +80,19 @@ def next_beat(started: float, interval: float, now: float) -> float:
 
 
 def known_devices(
-    configured: Sequence[SubDevice], table_rows: Sequence[Mapping[str, Any]]
+    configured: Sequence[SubDevice],
+    table_rows: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, str],
 ) -> Tuple[List[SubDevice], List[str]]:
     """Every capture device once, and the problems met; the configuration wins over the table.
 
+    columns is ``source.columns``, which also says where in the table a field is read from.
     A device without an address cannot be named in a report and is left out. One whose type the
     protocol does not know is reported as "1", capture camera, the configuration's own default:
     a device that vanished from the platform would do more harm.
     """
     devices: Dict[str, SubDevice] = {}
-    problems = []
-    from_table = [
-        SubDevice(
-            ep_ip=_text(row.get("ep_ip")),
-            ep_type=_text(row.get("ep_type")) or SubDevice.ep_type,
-            ep_name=_text(row.get("ep_name")),
-            group_name=_text(row.get("group_name")),
-            sw_version=_text(row.get("sw_version")),
-        )
-        for row in table_rows
-    ]
+    from_table, problems = _devices_of_table(table_rows, columns)
     for device in [*configured, *from_table]:
         if len(device.ep_ip.split()) != 1:
             problems.append("a capture device without an address (ep_ip) is not reported")
@@ -108,7 +104,35 @@ def known_devices(
             )
             device = replace(device, ep_type=SubDevice.ep_type)
         devices.setdefault(device.ep_ip, device)
-    return list(devices.values()), problems
+    return list(devices.values()), list(dict.fromkeys(problems))
+
+
+def _devices_of_table(
+    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
+) -> Tuple[List[SubDevice], List[str]]:
+    """The rows as capture devices, and which of the columns asked for none of them has."""
+    if not rows:
+        return [], []
+    there = frozenset().union(*rows)
+    paths = device_paths(columns, there)
+    missing = [
+        name
+        for name, path in paths.items()
+        if (name == "ep_ip" or path != name) and path.partition(".")[0] not in there
+    ]
+    problems = [
+        f"device_status.sub_devices_table: {name} is read from {paths[name]}, and there is no such "
+        f"column; name the right one in source.columns.{name}"
+        for name in missing
+    ]
+    if "ep_ip" in missing:
+        return [], problems
+    devices = []
+    for row in rows:
+        fields = {name: _text(lookup(row, path)) for name, path in paths.items()}
+        fields["ep_type"] = fields["ep_type"] or SubDevice.ep_type
+        devices.append(SubDevice(**fields))
+    return devices, problems
 
 
 def format_report(

@@ -66,6 +66,21 @@ def test_keys_of_a_mapping() -> None:
     assert columns.extras == {"door": "gate_no", "identity_name": "nick"}
 
 
+def test_fields_of_devices_are_none_of_events() -> None:
+    """What is mapped for the table of devices is no field of an event, nor does it take a column.
+
+    Under ``ext_data.`` the same name is a place of the user's own.
+    """
+    mapping = dict.fromkeys(("ep_ip", "ep_name", "ep_type", "sw_version"), "score")
+    assert columns_of(source(columns=mapping)) == columns_of(source())
+    row = {"timestamp": 1560408984678, "score": 1, "identity_id": "1", "identity_name": "x",
+           "group_name": "g", "title": "door"}  # fmt: skip
+    sent = event_of(row, columns={"ep_name": "title", "ext_data.ep_ip": "title"})
+    assert sent["ext_data"]["ep_ip"] == "door"
+    assert "ep_name" not in sent["ext_data"]
+    assert event_of(row, columns={"ep_name": "title"}) == event_of(row)
+
+
 def test_identity_of_a_key_that_can_tie() -> None:
     """The id column belongs to the identity where key alone is not unique; each column once."""
     columns = columns_of(

@@ -217,6 +217,18 @@ MISTAKES = {
             "allowed: identity_id, "
         ],
     ),
+    "field of a device mistyped": (
+        smallest(source={"columns": {"ep_nam": "title"}}),
+        ["source.columns.ep_nam: is an unknown key (did you mean ep_name?), allowed: "],
+    ),
+    "field of ext_data like one of a device": (
+        smallest(source={"columns": {"ep_id": "camera"}}),
+        ["source.columns.ep_id: is an unknown key (did you mean ext_data.ep_id?), allowed: "],
+    ),
+    "column of a device": (
+        smallest(source={"columns": {"ep_ip": 7}}),
+        ["source.columns.ep_ip: must be text; put it in quotes"],
+    ),
     "mac": (
         smallest(gateway={"mac": "e0a509000e6d"}),
         ["gateway.mac: must be auto or a MAC address such as e0:a5:09:00:0e:6d"],

@@ -207,6 +207,39 @@ def test_a_camera_is_seen_however_many_events_others_had_since(site: Site) -> No
     assert online(reports)[came - 1] == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
 
 
+def test_a_table_of_devices_with_other_names(site: Site) -> None:
+    """The devices of the report come from the columns mapped for them, the events from theirs."""
+    site.run("ALTER TABLE event RENAME group_name TO team")
+    site.run("ALTER TABLE event ADD address TEXT")
+    site.run("CREATE TABLE cameras (address TEXT, info TEXT, group_name TEXT)")
+    site.run("""INSERT INTO cameras VALUES ('10.0.0.1', '{"title": "门", "type": 4}', 'lobby')""")
+    row = event(1, team="staff", address="north")
+    del row["group_name"]
+    site.add(row)
+    mapping = {"group_name": "team", "ep_ip": "address", "ep_name": "info.title",
+               "ep_type": "info.type"}  # fmt: skip
+    with Server() as events, Server() as reports:
+        section = reports_to(reports, sub_devices_table="cameras", ep_ext_data="object")
+        with Process(
+            site.configure(events.url, device_status=section, source={"columns": mapping})
+        ):
+            (sent,) = events.wait_for(1)
+            (report, *_) = reports.wait_for(1)
+    assert report.json()["sub_devices"] == [
+        {
+            "ep_id": "BOX__10.0.0.1",
+            "ep_name": "门",
+            "ep_ip": "10.0.0.1",
+            "ep_status": "online",
+            "ep_type": "4",
+            "ep_ext_data": {"group_name": "lobby"},
+        }
+    ]
+    assert sent.json()["group_name"] == "staff"
+    extras = {"address", "ep_ip", "ep_name", "ep_type"} & sent.json()["ext_data"].keys()
+    assert extras == {"address"}
+
+
 @pytest.mark.parametrize("journal", ["wal", "delete"])
 def test_from_commit_to_request(tmp_path: Path, journal: str) -> None:
     """From the commit in the event database to the request at the platform: under 400 ms.

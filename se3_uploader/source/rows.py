@@ -21,6 +21,7 @@ from typing import (
 )
 
 from .. import config, payload
+from ..columns import DEVICE_FIELDS
 from . import Key, Ref
 from .pictures import read_picture
 
@@ -35,7 +36,9 @@ class RowMaker:
 
     def __init__(self, source: config.Source) -> None:
         self.columns = payload.columns_of(source)
-        self._mapped = source.columns
+        self._mapped = {
+            name: path for name, path in source.columns.items() if name not in DEVICE_FIELDS
+        }
         self._unit = source.timestamp_unit
         self._pictures_dir = source.pictures_dir
 
