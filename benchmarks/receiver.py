@@ -56,7 +56,9 @@ class Receiver:
     def serve(self) -> None:
         """Serve for ever."""
         while True:
-            pause = max(0.0, self.answers[0][0] - time.monotonic()) if self.answers else -1
+            # epoll would wait up to a millisecond too long, as it counts whole ones, upwards.
+            due = self.answers[0][0] - time.monotonic() if self.answers else 0
+            pause = max(0.0, due - 0.001) if self.answers else -1
             for number, _ in self.epoll.poll(pause):
                 if number == self.listener.fileno():
                     self.accept()
