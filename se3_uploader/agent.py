@@ -12,10 +12,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Deque, Dict, List, Mapping, Optional, Tuple
 
 from . import config as configuration
-from . import device_status, log, one_core, policy, sdnotify
+from . import device_status, log, memory, one_core, policy, sdnotify
 from .config import Config
 from .engine import Engine
-from .gateway import Reader
 from .outbox import Outbox, OutboxDamaged, quarantine
 from .recorder import Clock
 from .sink import Sink
@@ -23,6 +22,7 @@ from .source import SourceError, open_source
 from .wake import Wake
 
 if TYPE_CHECKING:
+    from .gateway import Reader
     from .metrics import Metrics
 
 OK, PROBLEM, TEMPORARY = 0, 1, 75
@@ -33,6 +33,8 @@ REFRESH = 1.0
 START_PATIENCE = 60.0
 """Seconds a start waits for the event database; then the daemon waits on, and boot need not."""
 HOUSEKEEPING = 60.0
+GIVE_BACK = 60.0
+"""Seconds at least between two times that memory is given back, each after some work."""
 NEW_EVENTS = 1000
 """Rows in which capture devices are looked for by the probe seen: since the last report."""
 LONGEST_COLLECTION = 1.8
@@ -165,11 +167,13 @@ class Daemon:
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGHUP, self._on_reload)
         ready = False
-        refresh_at = housekeeping_at = watchdog_at = 0.0
+        refresh_at = housekeeping_at = watchdog_at = give_back_at = 0.0
+        worked = False
         interval = sdnotify.watchdog_interval()
         while not self._stop:
             due = self._engine.step()
             now = time.monotonic()
+            worked |= due == 0.0
             if self._reload:
                 self._reload = False
                 sdnotify.reloading()
@@ -184,6 +188,9 @@ class Daemon:
                 self._engine.refresh()
                 one_core.gather()
                 sdnotify.status(self._engine.summary())
+                if worked and now >= give_back_at and self._engine.is_idle():
+                    worked, give_back_at = False, now + GIVE_BACK
+                    memory.give_back()
             if now >= housekeeping_at:
                 housekeeping_at = now + HOUSEKEEPING
                 self._engine.housekeeping()
@@ -218,7 +225,11 @@ class Daemon:
     # Status reports
 
     def _begin_reports(self) -> None:
-        self._reader = Reader(self.config) if self.config.device_status.endpoints else None
+        self._reader = None
+        if self.config.device_status.endpoints:
+            from .gateway import Reader
+
+            self._reader = Reader(self.config)
         self._look_back = device_status.EARLIER_EVENTS
         self._beat = time.monotonic()
 

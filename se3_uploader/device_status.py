@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from se3_uploader.columns import device_paths, lookup
 from se3_uploader.config import Config, Gateway, SubDevice
-from se3_uploader.gateway import Reader, Reading
 from se3_uploader.probes import Statuses, statuses
+
+if TYPE_CHECKING:
+    from se3_uploader.gateway import Reader, Reading
 
 PROBE_LIMIT = 1.2
 """Seconds a report waits for dead capture devices: a lost SYN is sent again after 1 s.
