@@ -188,29 +188,23 @@ class Outbox(Reader):
             entry.copied = True
             new_ids[id(entry)] = adopted
         row_id = new_ids.get(id(entry), entry.row_id)
-        values: Tuple[object, ...] = (row_id,)
+        values: Tuple[object, ...] = ()
         if entry.generation_id == REPORTS and entry.state == DELIVERED:
-            sql = "DELETE FROM delivery WHERE id = ? AND state = 0"
-        elif entry.generation_id == REPORTS:
-            # A newer report may have taken its place, and its key with it.
-            sql = (
-                "UPDATE delivery SET key = ?, state = ?, attempts = ?, at = ?, reason = ?,"
-                " answer = ? WHERE id = ? AND state = 0"
-            )
-            values = (
-                entry.key, entry.state, entry.attempts, entry.at, entry.reason, entry.answer,
-                row_id,
-            )  # fmt: skip
+            change = "DELETE FROM delivery"
         else:
-            sql = (
+            change = (
                 "UPDATE delivery SET state = ?, strip = ?, attempts = ?, at = ?, reason = ?,"
-                " answer = ? WHERE id = ? AND state = 0"
+                " answer = ?"
             )
             values = (
                 entry.state, entry.strip, entry.attempts, entry.at, entry.reason, entry.answer,
-                row_id,
             )  # fmt: skip
-        if self._database.execute_sql(sql, values).rowcount == 0:
+            if entry.generation_id == REPORTS:
+                # A newer report may have taken its place, and its key with it. The key of an event
+                # never changes, and to set it would write its index.
+                change, values = f"{change}, key = ?", (*values, entry.key)
+        sql = f"{change} WHERE id = ? AND state = 0"
+        if self._database.execute_sql(sql, (*values, row_id)).rowcount == 0:
             return 0
         tally.add(PENDING, -1)
         self._count(entry, tally)
