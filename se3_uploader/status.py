@@ -9,11 +9,12 @@ import os
 from datetime import datetime
 from typing import Any, Dict, List, Optional, Tuple
 
-from . import __version__, lock, payload, policy
+from . import __version__, lock, policy
 from .config import Config, Endpoint
 from .outbox import figures
 from .outbox.figures import EndpointFigures, Figures
-from .source import Key, Row, Source, SourceError, open_source
+from .source import Key, Source, SourceError, open_source
+from .source.rows import RowMaker
 
 COUNTED = 1_000_000
 """Events behind that are counted; more are told as so many."""
@@ -91,6 +92,7 @@ def _deleted_in(config: Config, found: Figures, source: Source) -> Dict[str, flo
     as fast as they come. Known only where the source does delete: the first event that the outbox
     remembers is gone.
     """
+    moment = RowMaker(config.source).moment
     oldest = source.look(None, 1).refs
     seconds = {}
     for endpoint in found.endpoints:
@@ -99,20 +101,11 @@ def _deleted_in(config: Config, found: Figures, source: Source) -> Dict[str, flo
         if not oldest or endpoint.first is None or at_risk is None:
             continue
         rows = source.rows([endpoint.first, at_risk, oldest[0].key], (), THREE_ROWS).rows
-        moments = {row.ref.key: _moment(config, row) for row in rows}
+        moments = {row.ref.key: moment(row.values) for row in rows}
         begin, end = moments.get(oldest[0].key), moments.get(at_risk, 0)
         if endpoint.first not in moments and begin is not None and end is not None:
             seconds[endpoint.name] = max(0.0, (end - begin) / 1000)
     return seconds
-
-
-def _moment(config: Config, row: Row) -> Optional[int]:
-    """When an event happened, epoch ms; None where its timestamp is unusable."""
-    value = payload.lookup(row.values, payload.columns_of(config.source).timestamp)
-    try:
-        return payload.timestamp_ms(value, config.source.timestamp_unit)
-    except payload.Unusable:
-        return None
 
 
 def _furthest_behind(config: Config, found: Figures, source: Source) -> Tuple[Optional[Key], int]:
