@@ -20,8 +20,10 @@ _CORE_FIELD = 39
 def gather() -> None:
     """Put all threads on the core that this one runs on; those started later stay there, too.
 
-    Nothing happens where that is forbidden.
+    Nothing happens where that is forbidden, or done already.
     """
+    if len(os.sched_getaffinity(0)) == 1:
+        return
     with suppress(OSError):
         with open("/proc/thread-self/stat", encoding="ascii", errors="replace") as file:
             after_name = file.read().rpartition(")")[2].split()
