@@ -9,10 +9,11 @@ import threading
 import time
 from collections import deque
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Deque, Dict, List, Mapping, Optional, Tuple
 
 from . import config as configuration
-from . import device_status, log, memory, one_core, policy, sdnotify
+from . import device_status, log, memory, policy, sdnotify
 from .config import Config
 from .engine import Engine
 from .outbox import Outbox, OutboxDamaged, quarantine
@@ -75,9 +76,8 @@ def run_once(config: Config) -> int:
     wake = Wake(())
     source = open_source(config.source)
     engine = Engine(
-        config, source, outbox, Sink,
-        clock=clock(), random=random.random, wake=wake.set,
-    )  # fmt: skip
+        config, source, outbox, partial(Sink, wake), clock=clock(), random=random.random
+    )
     began = time.monotonic()
     try:
         while not _is_done(engine, began):
@@ -119,7 +119,7 @@ def _is_done(engine: Engine, began: float) -> bool:
 
 
 class Daemon:
-    """The long-running service; one thread, besides the sinks' workers and a report's probes."""
+    """The long-running service; one thread, besides those that connect and a report's probes."""
 
     def __init__(self, config: Config) -> None:
         """Open everything. Raises OutboxError, SourceError."""
@@ -144,8 +144,8 @@ class Daemon:
 
     def _make_engine(self) -> Engine:
         return Engine(
-            self.config, self._source, self._outbox, Sink,
-            clock=clock(), random=random.random, wake=self._wake.set, observe=self._observe,
+            self.config, self._source, self._outbox, partial(Sink, self._wake),
+            clock=clock(), random=random.random, observe=self._observe,
         )  # fmt: skip
 
     def _observe(self, endpoint: str, seconds: float) -> None:
@@ -186,7 +186,6 @@ class Daemon:
             if now >= refresh_at:
                 refresh_at = now + REFRESH
                 self._engine.refresh()
-                one_core.gather()
                 sdnotify.status(self._engine.summary())
                 if worked and now >= give_back_at and self._engine.is_idle():
                     worked, give_back_at = False, now + GIVE_BACK
@@ -194,7 +193,6 @@ class Daemon:
             if now >= housekeeping_at:
                 housekeeping_at = now + HOUSEKEEPING
                 self._engine.housekeeping()
-                one_core.scatter()
             if interval is not None and now >= watchdog_at:
                 watchdog_at = now + interval
                 sdnotify.watchdog()

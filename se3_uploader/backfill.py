@@ -12,7 +12,10 @@ import time
 from array import array
 from collections import Counter, deque
 from dataclasses import dataclass
-from typing import Deque, Dict, Optional
+from functools import partial
+from typing import Deque, Dict, List, Mapping, Optional
+
+import tenacity
 
 from . import agent
 from .backfill_plan import Plan, Wanted
@@ -119,19 +122,28 @@ class Run:
 
     def _endpoint_ids(self) -> Dict[str, int]:
         """Name -> id; waits for a process that is just starting to deliver. Raises OutboxError."""
-        deadline = time.monotonic() + STARTING
-        while True:
-            ids = self._table.endpoints()
-            unknown = [e.name for e in self._wanted.endpoints if e.name not in ids]
-            if not unknown:
-                return ids
-            if time.monotonic() >= deadline:
-                raise OutboxError(
-                    f"the process that delivers now does not know {', '.join(unknown)} yet: reload"
-                    " the daemon, or wait for the other command to end"
-                )
-            self._wake.wait(WATCH)
-            self._take_over()
+        patiently = tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda ids: bool(self._unknown(ids))),
+            stop=tenacity.stop_after_delay(STARTING),
+            wait=tenacity.wait_fixed(WATCH),
+            sleep=self._sleep,
+            before_sleep=lambda _: self._take_over(),
+            retry_error_callback=lambda state: state.outcome and state.outcome.result(),
+        )
+        ids = patiently(self._table.endpoints)
+        unknown = self._unknown(ids)
+        if unknown:
+            raise OutboxError(
+                f"the process that delivers now does not know {', '.join(unknown)} yet: reload"
+                " the daemon, or wait for the other command to end"
+            )
+        return ids
+
+    def _sleep(self, seconds: float) -> None:
+        self._wake.wait(seconds)
+
+    def _unknown(self, ids: Mapping[str, int]) -> List[str]:
+        return [one.name for one in self._wanted.endpoints if one.name not in ids]
 
     # Who delivers
 
@@ -156,8 +168,8 @@ class Run:
             return
         self._outbox = agent.open_outbox(self._config.outbox.path)
         self._engine = Engine(
-            self._config, self._source, self._outbox, Sink,
-            clock=agent.clock(), random=random.random, wake=self._wake.set,
+            self._config, self._source, self._outbox, partial(Sink, self._wake),
+            clock=agent.clock(), random=random.random,
         )  # fmt: skip
         self._engine.take_nothing_in()
 

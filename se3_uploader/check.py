@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from . import device_status, payload, sink
+from . import device_status, payload
 from .config import Config, Endpoint
-from .credentials import CredentialsError, read_access
 from .gateway import Reader
 from .outbox import OutboxError, OutboxMissing
 from .outbox.schema import connect_readonly
+from .sink import CredentialsError, read_access, try_connection
 from .source import Source, SourceError, open_source
 from .status import EXPIRY, free_bytes, nearest_folder
 from .units import format_duration, format_size
@@ -282,7 +282,7 @@ def _secrets(endpoint: Endpoint) -> Iterator[Finding]:
 
 def _connection(endpoint: Endpoint) -> Finding:
     started = time.monotonic()
-    fault, not_after = sink.try_connection(endpoint)
+    fault, not_after = try_connection(endpoint)
     if fault is not None:
         return Finding(FAIL, endpoint.name, fault[1], _ADVICE.get(fault[0], ""))
     took = format_duration(time.monotonic() - started)

@@ -194,10 +194,9 @@ def _load(options: argparse.Namespace) -> config.Config:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from . import agent, one_core
+    from . import agent
     from .lock import Lock, daemon_lock
 
-    one_core.gather()
     loaded = _load(options)
     log.setup(loaded.log.level, loaded.log.format)
     threading.excepthook = _tell_of_thread

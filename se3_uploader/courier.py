@@ -36,15 +36,13 @@ class Courier:
 
     def __init__(
         self, config: Config, recorder: Recorder, intake: Intake, random: Callable[[], float],
-        wake: Callable[[], None], observe: Callable[[str, float], None],
+        observe: Callable[[str, float], None],
     ) -> None:  # fmt: skip
-        """wake is called from the sinks' threads when an answer has come; observe is told of each
-        answer's endpoint and seconds."""
+        """observe is told of each answer's endpoint and seconds."""
         self._config = config
         self._recorder = recorder
         self._intake = intake
         self._random = random
-        self._wake = wake
         self._observe = observe
         self._monotonic = recorder.clock.monotonic
         self._wall = recorder.clock.wall
@@ -65,9 +63,8 @@ class Courier:
         return bool(self._answers)
 
     def collect(self, ticket: int, answer: policy.Answer) -> None:
-        """Take an answer from a sink, in whatever thread."""
+        """Take an answer from a sink; it is judged in the next step."""
         self._answers.append((ticket, answer))
-        self._wake()
 
     def deliver(self, queue: Queue) -> bool:
         """Send what the endpoint may have in flight, and build a little ahead; True when anything

@@ -1,8 +1,8 @@
 """The engine: read events from the source, put a reference to each in the outbox, build its
 payload, POST it through the sink, and let policy decide what the answer means.
 
-One thread owns all state. Workers of the sinks only hand back answers; clock, randomness, source
-and sinks are passed in, so that the same engine runs in a simulation.
+One thread does everything. Clock, randomness, source and sinks are passed in, so that the same
+engine runs in a simulation.
 """
 
 from __future__ import annotations
@@ -53,11 +53,9 @@ class Engine:
         *,
         clock: Clock,
         random: Callable[[], float],
-        wake: Callable[[], None],
         observe: Callable[[str, float], None] = lambda *_: None,
     ) -> None:
-        """wake is called from the sinks' threads when an answer has come; observe is told how long
-        each took, in seconds. Raises OutboxError."""
+        """observe is told how long each answer took, in seconds. Raises OutboxError."""
         self.config = config
         self.stopping = False
         """Set to send no more events, only what is in flight and the last report."""
@@ -66,7 +64,6 @@ class Engine:
         self._make_sink = make_sink
         self._clock = clock
         self._random = random
-        self._wake = wake
         self._observe = observe
         self._recorder = Recorder(outbox, clock, self._cover, self._forget)
         self._pruned = 0
@@ -94,7 +91,7 @@ class Engine:
         self._intake = Intake(self.config, self._source, self._recorder, queues)
         self.queues = queues
         self._courier = Courier(
-            self.config, self._recorder, self._intake, self._random, self._wake, self._observe
+            self.config, self._recorder, self._intake, self._random, self._observe
         )
 
     @property

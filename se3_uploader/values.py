@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import math
 import re
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Any, Callable, Dict, Match, NamedTuple, Optional
+from typing import Any, Callable, Dict, Match, NamedTuple, Optional, Union
 from uuid import UUID
 
 import orjson
+import pybase64
 
 TEXT = (str, bytes, bytearray, memoryview)
 BYTES = (bytes, bytearray, memoryview)
@@ -225,7 +225,7 @@ def _plain_leaf(value: Any, note: Callable[[str], None]) -> Any:
     if isinstance(value, Decimal):
         return _plain_decimal(value, note)
     if isinstance(value, BYTES):
-        return base64.b64encode(value).decode()
+        return pybase64.b64encode_as_string(value)
     if isinstance(value, (date, time)):
         return value.isoformat()
     if isinstance(value, (UUID, timedelta)):
@@ -253,27 +253,38 @@ def picture(value: Any) -> str:
     """
     if not isinstance(value, TEXT):
         raise Unusable("is neither text nor bytes")
-    try:
-        raw = value.encode("ascii") if isinstance(value, str) else bytes(value)
-    except UnicodeEncodeError:
-        raise Unusable("is not base64") from None
-    if _is_base64(raw):
-        return value if isinstance(value, str) else raw.decode("ascii")
-    prefix = _DATA_PREFIX.match(raw)
-    base = raw[prefix.end() :] if prefix else raw
-    repaired = base.translate(_STANDARD_ALPHABET, b" \t\r\n")
-    repaired += b"=" * (-len(repaired) % 4)
-    if _is_base64(repaired):
-        return repaired.decode("ascii")
-    if isinstance(value, str):
+    raw = value if isinstance(value, str) else bytes(value)
+    if raw.isascii():
+        if _is_base64(raw):
+            return raw if isinstance(raw, str) else raw.decode()
+        repaired = _repaired(raw if isinstance(raw, bytes) else raw.encode())
+        if _is_base64(repaired):
+            return repaired.decode()
+    if isinstance(raw, str):
         raise Unusable("is not base64")
-    return base64.b64encode(raw).decode("ascii")
+    return pybase64.b64encode_as_string(raw)
 
 
-def _is_base64(raw: bytes) -> bool:
-    """Check for whole blocks of the alphabet and at most two ``=`` at the end, in one pass."""
-    rest = raw.translate(None, _ALPHABET)
-    return len(raw) % 4 == 0 and rest in (b"", b"=", b"==") and raw.endswith(rest)
+def _is_base64(text: Union[str, bytes]) -> bool:
+    """Tell whether this is whole blocks of the alphabet, padded at the end.
+
+    Found out by decoding, which pybase64 does in a tenth of the time of any pass over the
+    characters that the standard library offers.
+    """
+    try:
+        pybase64.b64decode(text, validate=True)
+    except ValueError:
+        return False
+    return True
+
+
+def _repaired(base64: bytes) -> bytes:
+    """Return base64 without a data: prefix and white space, in the usual alphabet, and padded."""
+    prefix = _DATA_PREFIX.match(base64)
+    if prefix:
+        base64 = base64[prefix.end() :]
+    base64 = base64.translate(_STANDARD_ALPHABET, b" \t\r\n")
+    return base64 + b"=" * (-len(base64) % 4)
 
 
 def scaled(base64_text: str, side: int = 320, max_pixels: int = 25_000_000) -> Optional[str]:
@@ -282,8 +293,9 @@ def scaled(base64_text: str, side: int = 320, max_pixels: int = 25_000_000) -> O
         from PIL import Image
     except ImportError:
         return None
+    content = io.BytesIO(pybase64.b64decode(base64_text, validate=True))
     try:
-        with Image.open(io.BytesIO(base64.b64decode(base64_text)), formats=_FORMATS) as image:
+        with Image.open(content, formats=_FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise Unusable("has too many pixels to be made small")
             if max(image.size) <= side:
@@ -296,7 +308,7 @@ def scaled(base64_text: str, side: int = 320, max_pixels: int = 25_000_000) -> O
         raise
     except Exception:  # a damaged picture can raise nearly anything
         raise Unusable("cannot be made small, it is no intact picture") from None
-    return base64.b64encode(small.getvalue()).decode("ascii")
+    return pybase64.b64encode_as_string(small.getvalue())
 
 
 def _encodable(value: str) -> bool:
@@ -316,7 +328,6 @@ _ISO = re.compile(
     r"([Tt ](?P<hour>\d\d):(?P<minute>\d\d)(:(?P<second>\d\d)([.,](?P<fraction>\d+))?)?"
     r"\s*(?P<zone>[Zz]|[+-]\d\d(:?\d\d)?)?)?"
 )
-_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 _DATA_PREFIX = re.compile(rb"\s*data:[^,]{0,100},")
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")

@@ -1,4 +1,4 @@
-"""What the engine thread sleeps on: an answer, a signal, or a write to the source's files."""
+"""What the engine thread sleeps on: sockets, signals, and writes to the source's files."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import os
 import select
 import signal
 import time
-from typing import Dict, Optional, Sequence
+from collections import deque
+from typing import Callable, Deque, Dict, List, Optional, Sequence
 
 from inotify_simple import INotify, flags
 
+from .sink import Timed
+
 LOOK_AGAIN = 0.1
-"""Seconds between two looks for files that are not there yet. Each look lets the sinks' threads
-run, and under load it is a while until they let this one go on."""
+"""Seconds between two looks for files that are not there yet."""
 
 _WRITTEN = flags.MODIFY | flags.DELETE_SELF | flags.MOVE_SELF
 
 
 class Wake:
-    """A sleep that answers, signals and file changes interrupt."""
+    """A sleep that sockets, signals and file changes interrupt; the loop of the sinks."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         """paths: files of the source to watch; they may come and go."""
@@ -26,6 +28,9 @@ class Wake:
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self._poll = select.poll()
         self._poll.register(self._read, select.POLLIN)
+        self._sockets: Dict[int, Callable[[int], None]] = {}
+        self._timed: List[Timed] = []
+        self._calls: Deque[Callable[[], None]] = deque()
         self._inotify: Optional[INotify] = None
         self._watched: Dict[int, str] = {}
         self.watch(paths)
@@ -55,23 +60,64 @@ class Wake:
         except BlockingIOError:
             pass
 
+    # For the sinks (sink.Loop)
+
+    def watch_socket(self, handle: int, events: int, ready: Callable[[int], None]) -> None:
+        """Call ready with what happened (poll's events) whenever one of events does."""
+        self._sockets[handle] = ready
+        self._poll.register(handle, events)
+
+    def leave_socket(self, handle: int) -> None:
+        """Watch it no longer; before it is closed."""
+        del self._sockets[handle]
+        self._poll.unregister(handle)
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Call a function once, from the wait under way or the next one; from any thread."""
+        self._calls.append(function)
+        self.set()
+
+    def add(self, timed: Timed) -> None:
+        """Have its deadlines kept."""
+        self._timed.append(timed)
+
+    def remove(self, timed: Timed) -> None:
+        """Have them kept no longer."""
+        self._timed.remove(timed)
+
     def wait(self, timeout: float) -> bool:
         """Sleep at most timeout seconds; True when the source's files were written to."""
-        if time.monotonic() >= self._look_at:
+        now = time.monotonic()
+        if now >= self._look_at:
             self._watch()
-        events = self._poll.poll(max(0.0, timeout) * 1000)
-        ready = {handle for handle, _ in events}
-        if self._read in ready:
-            try:
-                os.read(self._read, 65536)
-            except BlockingIOError:
-                pass
-        if self._inotify is None or self._inotify.fileno() not in ready:
-            return False
-        for event in self._inotify.read(timeout=0):
+        timeout = min([timeout, *(timed.deadline - now for timed in self._timed)])
+        written = False
+        for handle, event in self._poll.poll(max(0.0, timeout) * 1000):
+            if handle in self._sockets:
+                self._sockets[handle](event)
+            elif handle == self._read:
+                self._empty()
+            elif self._inotify is not None and handle == self._inotify.fileno():
+                written = True
+                self._read_changes(self._inotify)
+        while self._calls:
+            self._calls.popleft()()
+        now = time.monotonic()
+        for timed in list(self._timed):
+            if now >= timed.deadline:
+                timed.expire(now)
+        return written
+
+    def _empty(self) -> None:
+        try:
+            os.read(self._read, 65536)
+        except BlockingIOError:
+            pass
+
+    def _read_changes(self, inotify: INotify) -> None:
+        for event in inotify.read(timeout=0):
             if event.mask & (flags.IGNORED | flags.DELETE_SELF | flags.MOVE_SELF):
                 self._watched.pop(event.wd, None)
-        return True
 
     def _watch(self) -> None:
         """Watch those files that are there and not watched yet."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, Dict, List
+from concurrent.futures import Future
+from typing import Any, Callable, Dict, List
 
 from se3_uploader import config
 from se3_uploader.policy import Answer
 from se3_uploader.sink import Delivery, Sink
+from se3_uploader.wake import Wake
 
 BODY = b'{"identity_name": "\xe5\xbc\xa0\xe4\xb8\x89"}'
 
@@ -20,20 +22,45 @@ def endpoint(url: str, **changes: Any) -> config.Endpoint:
 
 
 class Posting:
-    """A sink and everything that it handed back; closed by `with`."""
+    """A sink with a thread of its own, and everything that it handed back; closed by `with`."""
 
     def __init__(self, url: str, **changes: Any) -> None:
         self.answers: Dict[int, List[Answer]] = {}
         """Delivery id -> answers; one each, if the sink is right."""
         self._arrived = threading.Condition()
         self._submitted = 0
-        self.sink = Sink(endpoint(url, **changes), self._collect)
+        self._wake = Wake(())
+        self.sink = Sink(self._wake, endpoint(url, **changes), self._collect)
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="engine")
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._closed:
+            self._wake.wait(60.0)
+
+    def _in_thread(self, function: Callable[[], None]) -> None:
+        """Do something in the thread of the sink."""
+        if self._closed:
+            function()
+            return
+        done: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(function())
+            except RuntimeError as error:
+                done.set_exception(error)
+
+        self._wake.call(run)
+        done.result(60.0)
 
     def submit(self, body: bytes = BODY, key: str = "") -> int:
         """Submit a delivery; returns its id, counted from 0. The key is key-ID unless given."""
         number = self._submitted
         self._submitted += 1
-        self.sink.submit(Delivery(number, key or f"key-{number}", body))
+        delivery = Delivery(number, key or f"key-{number}", body)
+        self._in_thread(lambda: self.sink.submit(delivery))
         return number
 
     def wait(self, number: int, timeout: float = 15.0) -> Answer:
@@ -51,11 +78,20 @@ class Posting:
             self.answers.setdefault(number, []).append(answer)
             self._arrived.notify_all()
 
+    def close(self, timeout: float) -> None:
+        """Close the sink, and end its thread."""
+        self._in_thread(lambda: self.sink.close(timeout))
+        if not self._closed:
+            self._closed = True
+            self._wake.set()
+            self._thread.join()
+            self._wake.close()
+
     def __enter__(self) -> Posting:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.sink.close(5.0)
+        self.close(5.0)
 
 
 def post(url: str, body: bytes = BODY, **changes: Any) -> Answer:

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Set, Union
 
@@ -34,6 +35,7 @@ from se3_uploader.queue import Queue
 from se3_uploader.recorder import Clock
 from se3_uploader.sink import Sink
 from se3_uploader.source import Source, open_source
+from se3_uploader.wake import Wake
 
 from .http_server import Reply, Request, Server
 
@@ -203,15 +205,15 @@ class Uploader:
     ) -> None:  # fmt: skip
         self._skipped = 0.0
         self._crashed = False
-        self._woken = threading.Event()
+        self._wake = Wake(())
         self.source = source or open_source(config.source)
         self.outbox = outbox or open_outbox(config.outbox.path)
         self.clock = Clock(
             lambda: time.monotonic() + self._skipped, lambda: time.time() + self._skipped
         )
         self.engine = Engine(
-            config, self.source, self.outbox, Sink, clock=self.clock, random=random,
-            wake=self._woken.set,
+            config, self.source, self.outbox, partial(Sink, self._wake), clock=self.clock,
+            random=random,
         )  # fmt: skip
 
     @property
@@ -228,8 +230,7 @@ class Uploader:
         """One step of the engine, and the wait after it."""
         due = self.engine.step()
         if self.engine.in_flight():
-            self._woken.wait(min(due, 0.5))
-            self._woken.clear()
+            self._wake.wait(min(due, 0.5))
         else:
             self._skipped += due
 
@@ -258,6 +259,7 @@ class Uploader:
         """End without writing anything more, as a power cut does."""
         for queue in self.engine.queues:
             queue.sink.close(0.0)
+        self._wake.close()
         self.outbox.close()
         self.source.close()
         self._crashed = True
@@ -270,6 +272,7 @@ class Uploader:
             return
         self.engine.close(1.0)
         self.engine.flush()
+        self._wake.close()
         self.outbox.close()
         self.source.close()
 

@@ -202,7 +202,7 @@ def test_reports_leave_memory_and_outbox_flat(site: Site, keep: str, hours: floa
     outbox = Outbox(config.outbox.path, lambda: now + 1.7e9)
     engine = Engine(
         config, source, outbox, sink,
-        clock=Clock(lambda: now, lambda: now + 1.7e9), random=lambda: 0.5, wake=lambda: None,
+        clock=Clock(lambda: now, lambda: now + 1.7e9), random=lambda: 0.5,
     )  # fmt: skip
     memory = []
     for second in range(int(hours * 3600)):

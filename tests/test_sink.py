@@ -13,9 +13,9 @@ from typing import Any, Dict, Set
 import pytest
 
 from se3_uploader import __version__, config
-from se3_uploader.sink import ABORT_GRACE, Sink
+from se3_uploader.sink import ABORT_GRACE
 from tests.http_server import DROP, HANG, RESET, SUCCESS, Reply, Request, Server
-from tests.posting import BODY, Posting, endpoint, post
+from tests.posting import BODY, Posting, post
 
 
 def test_request_is_what_the_contract_says() -> None:
@@ -161,7 +161,7 @@ def test_submit_never_blocks() -> None:
         for _ in range(1000):
             posting.submit()
         assert time.monotonic() - started < 1.0
-        posting.sink.close(0.0)
+        posting.close(0.0)
 
 
 def test_close_waits_for_what_is_in_flight() -> None:
@@ -170,7 +170,7 @@ def test_close_waits_for_what_is_in_flight() -> None:
         posting = Posting(server.url)
         number = posting.submit()
         server.wait_for(1)
-        posting.sink.close(5.0)
+        posting.close(5.0)
         assert [answer.status for answer in posting.answers[number]] == [200]
         server.wait_until(lambda: not server.open_connections)
 
@@ -186,7 +186,7 @@ def test_close_cuts_off_what_hangs(script: Reply) -> None:
         numbers = [posting.submit() for _ in range(10)]
         server.wait_for(4)
         started = time.monotonic()
-        posting.sink.close(0.2)
+        posting.close(0.2)
         assert time.monotonic() - started < 0.2 + ABORT_GRACE
         assert [[a.fault for a in posting.answers[n]] for n in numbers] == [["connection"]] * 10
         ours = set(threading.enumerate()) - with_server
@@ -198,9 +198,9 @@ def test_close_cuts_off_what_hangs(script: Reply) -> None:
 
 def test_close_without_any_post() -> None:
     """A sink that was never used, or is closed twice, closes at once."""
-    sink = Sink(endpoint("http://127.0.0.1:9/"), lambda _number, _answer: None)
-    sink.close(5.0)
-    sink.close(5.0)
+    posting = Posting("http://127.0.0.1:9/")
+    posting.close(5.0)
+    posting.close(5.0)
 
 
 def test_exactly_one_answer_for_each_delivery() -> None:
@@ -233,7 +233,7 @@ def test_exactly_one_answer_for_each_delivery() -> None:
             posting.submit(b"%d" % number, str(number))
         for number in range(1000):
             posting.wait(number)
-        posting.sink.close(5.0)
+        posting.close(5.0)
         assert {number: len(found) for number, found in posting.answers.items()} == dict.fromkeys(
             range(1000), 1
         )

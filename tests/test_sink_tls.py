@@ -281,17 +281,21 @@ def test_kept_tls_connection_that_dies_is_replaced(ca_file: str) -> None:
 class Tunnel:
     """A proxy that knows CONNECT alone, for one connection."""
 
-    def __init__(self, answer: bytes, port: int) -> None:
+    def __init__(self, answer: bytes, port: int, tls: Optional[ssl.SSLContext] = None) -> None:
         self.head = b""
         self._answer = answer
         self._port = port
+        self._tls = tls
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://me:secret@127.0.0.1:{self._listener.getsockname()[1]}"
+        scheme = "https" if tls else "http"
+        self.url = f"{scheme}://me:secret@127.0.0.1:{self._listener.getsockname()[1]}"
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         client, _ = self._listener.accept()
+        if self._tls:
+            client = self._tls.wrap_socket(client, server_side=True)
         with client:
             while b"\r\n\r\n" not in self.head:
                 self.head += client.recv(4096)
@@ -342,6 +346,29 @@ def test_proxy_that_refuses(ca_file: str) -> None:
         assert (answer.fault, server.connections) == ("connection", 0)
     assert "the proxy refused" in answer.detail
     assert "ecret" not in answer.detail.lower()
+
+
+def test_tls_in_the_tls_of_a_proxy(ca_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through an https proxy to an https platform everything goes as without one.
+
+    Large bodies in more pieces than the line takes at once, large answers, several POSTs on one
+    connection, and the time limits.
+    """
+    monkeypatch.setenv("SSL_CERT_FILE", ca_file)
+    established = b"HTTP/1.1 200 Connection established\r\n\r\n"
+    replies = [Reply(body=b"y" * 60_000), Reply(), Reply(413), HANG]
+    with Server(replies, tls=server_tls()) as server:
+        with Tunnel(established, server.port, server_tls()) as tunnel, Posting(
+            server.url, proxy=tunnel.url, tls=config.Tls(ca_file=ca_file), max_in_flight=1,
+            timeout=config.Timeout(connect=5, read=1, total=40),
+        ) as posting:  # fmt: skip
+            bodies = [os.urandom(8_000_000), os.urandom(16 * 1024), b"", b"{}"]
+            assert posting.post(bodies[1]).status == 200
+            assert posting.post(bodies[0]).status == 200
+            assert posting.post(bodies[2]).status == 413
+            assert posting.post(bodies[3]).fault == "timeout"
+        received = [request.body for request in server.requests]
+    assert received == [bodies[1], bodies[0], bodies[2], bodies[3]]
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])

@@ -8,16 +8,14 @@ from __future__ import annotations
 import base64
 import datetime
 import http.client
-import socket
 import struct
 import tempfile
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Union
 
 import orjson
 
-from se3_uploader import config, policy, sink, transport
-from se3_uploader.credentials import read_access
+from se3_uploader import config, policy
 from se3_uploader.payload import (
     Strip,
     Unusable,
@@ -28,6 +26,8 @@ from se3_uploader.payload import (
     strip_pictures,
     timestamp_ms,
 )
+from se3_uploader.sink.answer import MAX_RETRY_AFTER, AnswerReader, Reply, retry_after
+from se3_uploader.sink.faults import explain
 from se3_uploader.source.pictures import read_picture
 from se3_uploader.values import picture, scaled
 from tests.payloads import ROW
@@ -98,54 +98,44 @@ def any_row(data: bytes) -> None:
     assert "spot_pic" not in bare["ext_data"]
 
 
-class _Pair(transport._Plain):
-    """A connection to a platform that has said its answer already."""
-
-    answer = b""
-
-    def _new_conn(self) -> socket.socket:
-        near, far = socket.socketpair()
-        with far:
-            far.sendall(self.answer[:65536])
-            far.shutdown(socket.SHUT_WR)
-            self._opened(near)
-            self._far = far.dup()
-        return near
-
-    def close(self) -> None:
-        super().close()
-        self._far.close()
-
-
-ENDPOINT = config.Endpoint(
-    kind="device_status", url="http://127.0.0.1:9/", name="platform",
-    timeout=config.Timeout(connect=5.0, read=5.0, total=10.0),
-)  # fmt: skip
+ENDPOINT = config.Endpoint(kind="device_status", url="http://127.0.0.1:9/", name="platform")
 EVENT = orjson.dumps({"identity_name": "张伟", "identity_id": "13028", "n": ["4711", "O'Neil"]})
 
 
 def any_answer(data: bytes) -> None:
-    """What a platform sends back: an answer or a fault, a verdict, and no text of the event."""
-    _Pair.answer = data
-    line = transport.Line(ENDPOINT, read_access(ENDPOINT), {})
-    line._pool.ConnectionCls = _Pair
-    try:
-        reply = line.exchange("key", EVENT)
-    except (OSError, http.client.HTTPException) as error:
-        kind, words = sink.explain(error, ENDPOINT, line)
+    """What a platform sends back: an answer or a fault, a verdict, and no text of the event.
+
+    It reads the same in one piece and in two.
+    """
+    reply = _read([data])
+    half = len(data) // 2
+    assert repr(_read([data[:half], data[half:]])) == repr(reply)
+    if isinstance(reply, Exception):
+        kind, words = explain(reply, ENDPOINT)
         assert kind in policy.FAULTS
         assert words.isprintable()
         return
-    finally:
-        line.disconnect()
-    wait = sink.retry_after(reply.headers)
-    assert wait is None or 0 <= wait <= sink.MAX_RETRY_AFTER
+    wait = retry_after(reply.headers)
+    assert wait is None or 0 <= wait <= MAX_RETRY_AFTER
     answer = policy.Answer(status=reply.status, body=reply.body, retry_after=wait)
     for accept in ({}, {"status": 0}):
         assert policy.judge(answer, accept).reason.isprintable()
     said = policy.redact(answer, EVENT)
     assert len(said) <= 300
     assert not any(text in said for text in ("张伟", "13028", "4711", "O'Neil"))
+
+
+def _read(pieces: List[bytes]) -> Union[Reply, Exception]:
+    reader = AnswerReader()
+    try:
+        for piece in [*filter(None, pieces), b""]:
+            reply = reader.feed(piece)
+            if reply is not None:
+                # Whether more came with the answer depends on the pieces.
+                return reply._replace(reusable=False)
+    except (OSError, http.client.HTTPException) as error:
+        return error
+    raise AssertionError("an answer that does not end with its connection")
 
 
 def any_picture(data: bytes) -> None:

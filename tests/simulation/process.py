@@ -116,7 +116,6 @@ class Process:
         self.engine = Engine(
             self.config, self.source, self.outbox, self._make_sink,
             clock=Clock(self._clock.monotonic, self._clock.wall), random=self._rng.random,
-            wake=lambda: None,
         )  # fmt: skip
 
     def _make_sink(self, endpoint: Endpoint, collect: Callable[..., None]) -> SimulatedSink:
