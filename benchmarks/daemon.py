@@ -17,7 +17,7 @@ from typing import Dict, Iterator, List, NamedTuple
 from benchmarks import events, uploader
 from benchmarks.draining import ONCE, drain
 from benchmarks.processes import ROOT, SETTLE, Platform, Program
-from se3_uploader import sample
+from se3_uploader.demo import sample
 
 
 class Finding(NamedTuple):

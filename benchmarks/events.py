@@ -8,7 +8,7 @@ import sqlite3
 from pathlib import Path
 from typing import Iterator
 
-from se3_uploader import sample
+from se3_uploader.demo import sample
 
 START_MS = 1_700_000_000_000
 REG_PIC, SPOT_PIC = 11_000, 108_000

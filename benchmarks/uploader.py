@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import List
 
-from se3_uploader import config, sample
+from se3_uploader import config
+from se3_uploader.demo import sample
 
 IN_FLIGHT = config.Endpoint("", "", "").max_in_flight
 """The default number of requests under way at once."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any, Dict, Iterator, Mapping, Tuple
 
-from se3_uploader import config_check
+from se3_uploader.config import rules
 
 INTRODUCTION = """\
 # uploader.yaml
 
-Made from `se3_uploader/config.schema.json` by `docs/make_configuration.py`; edit those.
+Made from `se3_uploader/config/schema.json` by `docs/make_configuration.py`; edit those.
 
 The file is the one given with `-c`, else `$SE3_UPLOADER_CONFIG`, else `./uploader.yaml`, else
 `/etc/se3-uploader/uploader.yaml`. The one that comes with the package holds every key with its
@@ -27,13 +27,13 @@ be a secret.
 An editor that knows JSON Schema completes and checks the file with this line at its top:
 
 ```yaml
-# yaml-language-server: $schema=PATH/config.schema.json
+# yaml-language-server: $schema=PATH/schema.json
 ```
 
 where PATH is the folder of the package, which this tells:
 
 ```sh
-python3 -c "from se3_uploader import config_check; print(config_check.SCHEMA.parent)"
+python3 -c "from se3_uploader.config import rules; print(rules.SCHEMA.parent)"
 ```
 
 A key whose default is `null` is not set. `[]` after a key stands for each entry of its list.
@@ -42,7 +42,7 @@ A key whose default is `null` is not set. `[]` after a key stands for each entry
 
 def reference() -> str:
     """The whole text of docs/configuration.md."""
-    schema = config_check.schema()
+    schema = rules.schema()
     lines = [INTRODUCTION]
     for section, part in schema["properties"].items():
         part = {**part, **_definition(part, schema)}

@@ -16,14 +16,14 @@ from . import config as configuration
 from . import device_status, log, memory, policy, sdnotify
 from .config import Config
 from .engine import Engine
+from .engine.recorder import Clock
 from .outbox import Outbox, OutboxDamaged, quarantine
-from .recorder import Clock
 from .sink import Sink
 from .source import SourceError, open_source
 from .wake import Wake
 
 if TYPE_CHECKING:
-    from .gateway import Reader
+    from .device_status.gateway import Reader
     from .metrics import Metrics
 
 OK, PROBLEM, TEMPORARY = 0, 1, 75
@@ -225,7 +225,7 @@ class Daemon:
     def _begin_reports(self) -> None:
         self._reader = None
         if self.config.device_status.endpoints:
-            from .gateway import Reader
+            from .device_status.gateway import Reader
 
             self._reader = Reader(self.config)
         self._look_back = device_status.EARLIER_EVENTS

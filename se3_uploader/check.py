@@ -19,7 +19,7 @@ import orjson
 
 from . import device_status, payload
 from .config import Config, Endpoint
-from .gateway import Reader
+from .device_status.gateway import Reader
 from .outbox import OutboxError, OutboxMissing
 from .outbox.schema import connect_readonly
 from .sink import CredentialsError, read_access, try_connection

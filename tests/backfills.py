@@ -17,8 +17,9 @@ BASE = event(0)["timestamp"]
 
 _PROGRAM = """
 import sys
-from se3_uploader import backfill, backfill_progress, cli
-backfill.PATIENCE, backfill_progress.LINE_EVERY = float(sys.argv[1]), float(sys.argv[2])
+from se3_uploader import backfill, cli
+from se3_uploader.cli import progress
+backfill.PATIENCE, progress.LINE_EVERY = float(sys.argv[1]), float(sys.argv[2])
 sys.exit(cli.main(sys.argv[3:]))
 """
 

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from se3_uploader import config
 from se3_uploader.payload import Built, Strip, build, columns_of
 
-SCHEMA = Path(config.__file__).parent / "receiver/schemas/history_event.schema.json"
+SCHEMA = Path(config.__file__).parent.parent / "receiver/schemas/history_event.schema.json"
 VALIDATOR = Draft202012Validator(json.loads(SCHEMA.read_text()))
 
 PICTURE = base64.b64encode(b"\xff\xd8\xff a picture").decode()

@@ -30,9 +30,9 @@ from se3_uploader import config as configuration
 from se3_uploader.agent import open_outbox
 from se3_uploader.config import Config
 from se3_uploader.engine import Engine
+from se3_uploader.engine.queue import Queue
+from se3_uploader.engine.recorder import Clock
 from se3_uploader.outbox import Outbox
-from se3_uploader.queue import Queue
-from se3_uploader.recorder import Clock
 from se3_uploader.sink import Sink
 from se3_uploader.source import Source, open_source
 from se3_uploader.wake import Wake

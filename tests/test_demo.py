@@ -15,8 +15,7 @@ from typing import Any, Dict, Iterator, List
 import orjson
 import pytest
 
-from se3_uploader import sample
-from se3_uploader.demo import expected, shortcomings
+from se3_uploader.demo import expected, sample, shortcomings
 
 pytest.importorskip("flask", reason="needs flask, extra 'receiver'")
 pytest.importorskip("waitress", reason="needs waitress, extra 'receiver'")

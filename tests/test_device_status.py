@@ -23,7 +23,7 @@ from jsonschema import Draft202012Validator
 import se3_uploader
 from se3_uploader.config import Config, DeviceStatus, Endpoint, Gateway, Source, SubDevice
 from se3_uploader.device_status import collect, format_report, known_devices, next_beat
-from se3_uploader.gateway import Reader, Reading
+from se3_uploader.device_status.gateway import Reader, Reading
 
 SCHEMA = Path(se3_uploader.__file__).parent / "receiver/schemas/device_status.schema.json"
 GATEWAY = Gateway(dev_sno="TJGSDX")

@@ -19,7 +19,8 @@ from typing import Any, Dict, Iterator, List, Set
 import pytest
 import yaml
 
-from se3_uploader import cli, config, config_check
+from se3_uploader import cli, config
+from se3_uploader.config import rules
 from tests.http_server import Server
 from tests.site import Process, Site
 
@@ -189,7 +190,7 @@ def completed(block: str) -> Dict[str, Any]:
     if indent == 6:
         endpoint = {**SMALLEST["history_event"]["endpoints"][0], **piece}
         return {**SMALLEST, "history_event": {"endpoints": [endpoint]}}
-    if indent == 2 or not set(piece) <= set(config_check.schema()["properties"]):
+    if indent == 2 or not set(piece) <= set(rules.schema()["properties"]):
         piece = {"source": piece}
     sections = {
         name: {**SMALLEST.get(name, {}), **part} if isinstance(part, dict) else part

@@ -12,9 +12,9 @@ import pytest
 
 from se3_uploader.config import Endpoint
 from se3_uploader.engine import Engine
+from se3_uploader.engine.recorder import Clock
 from se3_uploader.outbox import Outbox
 from se3_uploader.policy import Answer
-from se3_uploader.recorder import Clock
 from se3_uploader.sink import Delivery
 from se3_uploader.source import open_source
 

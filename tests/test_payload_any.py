@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from se3_uploader.payload import Strip, Unusable, strip_pictures
-from se3_uploader.values import TooDeep, parsed, parsed_plain, plain
+from se3_uploader.payload.values import TooDeep, parsed, parsed_plain, plain
 from tests.payloads import ROW, VALIDATOR, built, ext_of
 
 SCALARS = (

@@ -10,8 +10,8 @@ from typing import Any, Dict
 import pytest
 
 from se3_uploader import config
-from se3_uploader.columns import EXT_DATA_FIELDS
 from se3_uploader.payload import columns_of, fingerprint, idempotency_key
+from se3_uploader.payload.columns import EXT_DATA_FIELDS
 from tests.payloads import ROW
 
 

@@ -15,11 +15,11 @@ from typing import Any, List, Optional, Tuple
 
 import pytest
 
-from se3_uploader.courier import Courier
-from se3_uploader.intake import Intake
+from se3_uploader.engine.courier import Courier
+from se3_uploader.engine.intake import Intake
+from se3_uploader.engine.queue import Queue
 from se3_uploader.outbox import LOST, Cursor, Entry, Outbox
 from se3_uploader.policy import Answer
-from se3_uploader.queue import Queue
 
 from .simulation.__main__ import run_seed, run_seeds, tell
 

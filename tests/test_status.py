@@ -15,7 +15,8 @@ import yaml
 from rich.cells import cell_len
 from rich.console import Console
 
-from se3_uploader import cli, status, status_text
+from se3_uploader import cli, status
+from se3_uploader.cli import status as text
 from se3_uploader.config import Config
 from se3_uploader.lock import Lock
 from se3_uploader.outbox import letters
@@ -42,7 +43,7 @@ def told(config: Config, capsys: Any) -> Dict[str, Any]:
 
 def sentence(config: Config) -> str:
     """The first line of `status`."""
-    return status_text.answer(status.collect(config, time.time()), time.time())[0]
+    return text.answer(status.collect(config, time.time()), time.time())[0]
 
 
 def shape(value: Any) -> Any:
@@ -242,8 +243,8 @@ def test_an_endpoint_that_left_the_configuration_shows_while_it_has_something(si
         ]
         lock = Lock(config.outbox.path)
         lock.acquire("daemon")
-        later = status.collect(config, time.time() + 2 * status_text.LATE)
-        assert status_text.answer(later, time.time())[0] == (
+        later = status.collect(config, time.time() + 2 * text.LATE)
+        assert text.answer(later, time.time())[0] == (
             "Events arrive, but 1 event kept for p0, which is no longer in uploader.yaml"
         )
         lock.release()
@@ -305,7 +306,7 @@ def test_the_first_line_says_what_keeps_events_from_arriving(site):
             line = sentence(config)
             assert line.startswith("NO: p0 takes no events since ")
             assert line.endswith(": HTTP 503. 1 event waiting, none is lost")
-            later = status_text.answer(status.collect(config, time.time()), time.time() + 7190)
+            later = text.answer(status.collect(config, time.time()), time.time() + 7190)
             assert "(1h 59m)" in later[0]
             site.events.rename(site.folder / "elsewhere.db")
             assert sentence(config).startswith("NO new events: the event database cannot be read:")
@@ -342,7 +343,7 @@ def test_the_table_fits_its_terminal_and_chinese_is_aligned(site, width, capsys)
         uploader.run_for(30)
     now = time.time()
     console = Console(width=width, color_system=None)
-    for part in status_text.render(status.collect(config, now), now):
+    for part in text.render(status.collect(config, now), now):
         console.print(part)
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert lines[0].startswith("NO:")

@@ -12,7 +12,8 @@ from typing import Any, Dict, Iterator, Tuple
 
 import yaml
 
-from se3_uploader import config, config_check
+from se3_uploader import config
+from se3_uploader.config import rules
 from tests.config_files import write
 
 TOP = pathlib.Path(__file__).parent.parent
@@ -29,7 +30,7 @@ def uncommented() -> Dict[str, Any]:
 def resolved(part: Dict[str, Any]) -> Dict[str, Any]:
     """A part of the schema with what its $ref stands for."""
     definition = part.get("$ref", "").rpartition("/")[2]
-    return {**config_check.schema()["$defs"].get(definition, {}), **part}
+    return {**rules.schema()["$defs"].get(definition, {}), **part}
 
 
 def keys(part: Dict[str, Any], data: Any, path: str) -> Iterator[Tuple[str, Dict[str, Any], Any]]:
@@ -51,7 +52,7 @@ def keys(part: Dict[str, Any], data: Any, path: str) -> Iterator[Tuple[str, Dict
 def test_the_shipped_file_names_every_key_with_its_default():
     """Set or behind a #, each key of the schema stands in uploader.yaml with its default there."""
     seen = 0
-    for path, key, value in keys(config_check.schema(), uncommented(), ""):
+    for path, key, value in keys(rules.schema(), uncommented(), ""):
         assert key.get("description"), f"{path} has no description"
         nested = isinstance(value, (dict, list)) and value
         if "default" in key and not nested:
@@ -62,7 +63,7 @@ def test_the_shipped_file_names_every_key_with_its_default():
 
 def test_the_shipped_file_names_every_field_that_columns_takes():
     """The fields are listed beside source.columns."""
-    columns = config_check.schema()["$defs"]["source"]["properties"]["columns"]["properties"]
+    columns = rules.schema()["$defs"]["source"]["properties"]["columns"]["properties"]
     words = re.findall(r"[\w.]+\w", SHIPPED.read_text("utf-8"))
     assert not set(columns) - set(words)
 
@@ -99,8 +100,8 @@ def test_another_profile_takes_effect_in_the_shipped_file(tmp_path):
 
 def test_every_format_of_the_schema_has_its_rule():
     """A format without a rule would let everything pass."""
-    named = set(re.findall(r'"format": "([^"]+)"', config_check.SCHEMA.read_text("utf-8")))
-    assert named == set(config_check.FORMATS)
+    named = set(re.findall(r'"format": "([^"]+)"', rules.SCHEMA.read_text("utf-8")))
+    assert named == set(rules.FORMATS)
 
 
 def test_the_reference_is_up_to_date():

@@ -6,9 +6,8 @@ import time
 from collections import deque
 from typing import Callable, Deque, List, Optional, Protocol
 
-from se3_uploader import config
-from se3_uploader.policy import Answer
-
+from .. import config
+from ..policy import Answer
 from .connect import try_connection
 from .credentials import CredentialsError, read_access
 from .faults import Stopped, explain

@@ -21,8 +21,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from se3_uploader import __version__, config
-
+from .. import __version__, config
 from .credentials import Access, read_access
 from .faults import Fault, Stopped, TookTooLong, explain
 from .plaintext import PlaintextRefused, is_trusted, refusal

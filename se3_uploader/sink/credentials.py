@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
-from se3_uploader import config
+from .. import config
 
 MAX_SECRET = 16 * 1024
 """Bytes of a token file that are read; no server takes a longer header."""

@@ -10,8 +10,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from se3_uploader import config
-
+from .. import config
 from .credentials import CredentialsError
 from .plaintext import PlaintextRefused
 

@@ -9,9 +9,8 @@ import time
 from select import POLLIN, POLLOUT
 from typing import Any, Callable, List, NamedTuple, Optional, Protocol
 
-from se3_uploader import config
-from se3_uploader.policy import Answer
-
+from .. import config
+from ..policy import Answer
 from .answer import AnswerReader, Reply, retry_after
 from .connect import Attempt, Opened, Way
 from .credentials import stamp_of

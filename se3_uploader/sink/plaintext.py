@@ -6,7 +6,7 @@ import ipaddress
 from typing import Optional
 from urllib.parse import urlsplit
 
-from se3_uploader import config
+from .. import config
 
 TRUSTED_NETWORKS = tuple(
     ipaddress.ip_network(network)

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import yaml
 
 from .. import config, payload
-from ..columns import EXT_DATA_FIELDS
-from ..values import Unusable, is_document, parsed
+from ..payload.columns import EXT_DATA_FIELDS
+from ..payload.values import Unusable, is_document, parsed
 from . import Source, SourceError, open_source
 
 COUNT_LIMIT = 100_000

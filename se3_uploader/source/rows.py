@@ -21,7 +21,7 @@ from typing import (
 )
 
 from .. import config, payload
-from ..columns import DEVICE_FIELDS
+from ..payload.columns import DEVICE_FIELDS
 from . import Key, Ref
 from .pictures import read_picture
 

@@ -26,10 +26,10 @@ from se3_uploader.payload import (
     strip_pictures,
     timestamp_ms,
 )
+from se3_uploader.payload.values import picture, scaled
 from se3_uploader.sink.answer import MAX_RETRY_AFTER, AnswerReader, Reply, retry_after
 from se3_uploader.sink.faults import explain
 from se3_uploader.source.pictures import read_picture
-from se3_uploader.values import picture, scaled
 from tests.payloads import ROW
 
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))

@@ -18,7 +18,7 @@ from se3_uploader import config, policy
 from se3_uploader.outbox import Changes, Entry, Outbox
 from se3_uploader.payload import columns_of, fingerprint, idempotency_key
 from se3_uploader.policy import Answer
-from se3_uploader.sink import MAX_RETRY_AFTER, retry_after
+from se3_uploader.sink.answer import MAX_RETRY_AFTER, retry_after
 from tests.config_files import smallest
 
 TEXTS = st.text(min_size=2, max_size=12) | st.text("张伟abcXYZ019-_/+= ", min_size=2, max_size=100)

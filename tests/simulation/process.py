@@ -8,8 +8,8 @@ from typing import Callable, Dict, Optional, Set, Tuple
 
 from se3_uploader.config import Config, Endpoint
 from se3_uploader.engine import Engine
+from se3_uploader.engine.recorder import Clock
 from se3_uploader.outbox import DEAD, Changes, Outbox, OutboxDamaged, OutboxError
-from se3_uploader.recorder import Clock
 from se3_uploader.source import SourceError
 from se3_uploader.source.sqlite import SqliteSource
 
