@@ -326,7 +326,7 @@ import sys
 from dataclasses import asdict
 import json
 from se3_uploader.device_status.gateway import Reader
-from tests.test_gateway import config
+from tests.test_device_status_gateway import config
 reader = Reader(config(sys.argv[1], **json.loads(sys.argv[2])))
 print(json.dumps(asdict(reader.read())))
 """
