@@ -12,6 +12,7 @@ from typing import Dict, Iterator, List, Tuple
 import pytest
 
 from se3_uploader import __version__, cli
+from se3_uploader.cli import arguments
 
 from .http_server import Server
 from .site import Site
@@ -48,7 +49,7 @@ def commands(
             yield from commands(command, (*above, name))
 
 
-ALL: Dict[Tuple[str, ...], List[str]] = dict(commands(cli._parser()))
+ALL: Dict[Tuple[str, ...], List[str]] = dict(commands(arguments.parser()))
 
 
 def test_the_version_is_told():

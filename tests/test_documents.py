@@ -19,7 +19,8 @@ from typing import Any, Dict, Iterator, List, Set
 import pytest
 import yaml
 
-from se3_uploader import cli, config
+from se3_uploader import config
+from se3_uploader.cli import arguments
 from se3_uploader.config import rules
 from tests.http_server import Server
 from tests.site import Process, Site
@@ -154,7 +155,7 @@ def test_commands_can_be_parsed(document):
 def parses(words: List[str]) -> bool:
     """Does the command line take these words?"""
     try:
-        cli._parser().parse_args(cli._with_times(words))
+        arguments.parser().parse_args(arguments.joined_times(words))
     except SystemExit as ended:
         return not ended.code
     return True

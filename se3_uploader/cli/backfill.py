@@ -24,24 +24,6 @@ class UsageError(Exception):
     """The command line asks for something that cannot be."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
-    parser.add_argument("--since", required=True, metavar="T", help="first moment, e.g. -2d")
-    parser.add_argument("--until", required=True, metavar="T", help="first moment after the range")
-    parser.add_argument(
-        "--endpoint", action="append", metavar="NAME", help="only to this one; may be repeated"
-    )
-    parser.add_argument("--rate", type=float, metavar="N", help="at most N events per second")
-    parser.add_argument(
-        "--resend", action="store_true", help="also what was delivered, under the same keys"
-    )
-    parser.add_argument(
-        "--pictures", choices=("keep", "strip"), default="keep", help="strip: send none"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
-    parser.add_argument("--json", action="store_true", help="JSON, one object a line")
-
-
 def run(options: argparse.Namespace, loaded: config.Config) -> int:
     """Carry out the command; returns the exit code. Raises UsageError, SourceError, OutboxError."""
     wanted = _wanted(options, loaded)

@@ -17,7 +17,6 @@ from ..config import Config
 from ..outbox import DEAD, PENDING, letters
 from ..outbox.letters import Filter, Letter, Letters
 from ..units import counted
-from . import times
 
 OK, PROBLEM, USAGE = 0, 1, 2
 SHOWN = 1000
@@ -30,45 +29,6 @@ HARMLESS = {
 }  # fmt: skip
 """Fields of a HistoryEvent that tell nothing about the person."""
 PICTURES = ("reg_pic", "spot_pic")
-
-
-def add_arguments(parser: argparse.ArgumentParser, configured: argparse.ArgumentParser) -> None:
-    """Declare the commands below `outbox` and their options; configured: knows -c/--config."""
-    commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    wanted = argparse.ArgumentParser(add_help=False, parents=[configured])
-    wanted.add_argument("ids", metavar="ID", type=_id, nargs="*", help="as list shows them")
-    wanted.add_argument("--endpoint", metavar="NAME", help="only of this endpoint")
-    wanted.add_argument("--reason", metavar="TEXT", help="only where the reason holds this text")
-    wanted.add_argument("--since", metavar="T", type=_time, help="ended then or later, e.g. -2d")
-    wanted.add_argument("--until", metavar="T", type=_time, help="ended before then")
-    add = commands.add_parser
-    found = add("list", parents=[wanted], help="what was not delivered, or not whole, and why")
-    found.add_argument("--json", action="store_true", help="for machines")
-    show = add("show", parents=[wanted], help="all about dead letters, payloads masked")
-    show.add_argument("--json", action="store_true", help="for machines")
-    show.add_argument("--payload", action="store_true", help="names and ids too, and with --json"
-                      " the pictures")  # fmt: skip
-    retry = add("retry", parents=[wanted], help="send dead letters again, under the same keys")
-    discard = add("discard", parents=[wanted], help="give dead letters up: counted as lost")
-    discard.add_argument(
-        "--person", metavar="ID", help="erase what the outbox keeps about a person; - reads the id"
-        " from the standard input, where no list of processes shows it",
-    )  # fmt: skip
-    for change in (retry, discard):
-        change.add_argument("--yes", action="store_true", help="do not ask")
-
-
-def _id(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 2**63:
-        raise argparse.ArgumentTypeError(f"{text} is no id, outbox list shows them")
-    return int(text)
-
-
-def _time(text: str) -> float:
-    try:
-        return times.parse_time(text, time.time()) / 1000
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text} {error}") from None
 
 
 def run(options: argparse.Namespace, loaded: Config) -> int:
