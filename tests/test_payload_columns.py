@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any, Dict
 
 import orjson
@@ -14,7 +13,7 @@ from se3_uploader import config
 from se3_uploader.payload import Unreadable, Unusable, build
 from se3_uploader.payload.columns import columns_of, lookup
 
-PROFILES = Path(config.__file__).parent / "source" / "profiles"
+PROFILES = config.PROFILES
 
 
 def source(**options: Any) -> config.Source:

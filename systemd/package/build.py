@@ -113,7 +113,11 @@ def kept_modules(wheel: Path) -> List[str]:
 
 
 def merge(wheels: Sequence[Path], lib: Path) -> None:
-    """Unpack wheels over each other; two that disagree about a file are an error."""
+    """Unpack wheels over each other; two that disagree about a file are an error.
+
+    Not so where they tell about themselves, as the wheels of one release are built by different
+    tools: what the first one says stays.
+    """
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
             for name in archive.namelist():
@@ -123,6 +127,8 @@ def merge(wheels: Sequence[Path], lib: Path) -> None:
                 if ACCELERATORS.search(name):
                     continue
                 target = lib / name
+                if target.exists() and name.endswith(".dist-info/METADATA"):
+                    continue
                 content = archive.read(name)
                 if target.exists() and target.read_bytes() != content:
                     raise SystemExit(f"{wheel.name}: {name} differs from the one already unpacked")

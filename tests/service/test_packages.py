@@ -17,10 +17,11 @@ PYTHONS = ("3.8", "3.9", "3.10", "3.11", "3.12", "3.13")
 IMPORTS = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import bson, inotify_simple, jsonschema, orjson, peewee, prometheus_client, psutil, pymongo
-import pymysql, requests, rich.table, tenacity, yaml
+import bson, inotify_simple, jsonschema, orjson, peewee, prometheus_client, psutil, pybase64
+import pymongo, pymysql, requests, rich.table, tenacity, yaml
 from se3_uploader import cli
 assert psutil.cpu_times() and orjson.loads(orjson.dumps([1])) == [1] and bson.has_c()
+assert "C extension active" in pybase64.get_version()
 assert requests.__file__.startswith(sys.argv[1])
 sys.exit(cli.main(["check", "--no-network", "--config", sys.argv[2]]))
 """
