@@ -148,6 +148,41 @@ def test_long_body_may_take_longer_than_connect_and_read_timeout() -> None:
             assert p.wait(number).status == 204
 
 
+def test_what_the_kernel_still_sends_is_under_way() -> None:
+    """A body that the kernel took at once has the time it needs to leave over a thin line.
+
+    The time limit holds from then on, and a line on which nothing moves any more is given up.
+    """
+    limits = config.Timeout(connect=0.5, read=0.5, total=20)
+    body = b"x" * 300_000  # fits into the buffer of the sender, and into that of the receiver not
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        with Posting(f"http://127.0.0.1:{listener.getsockname()[1]}/", timeout=limits) as posting:
+            number = posting.submit(body)
+            connection, _ = listener.accept()
+            with connection:
+                received, started = 0, time.monotonic()
+                while received < len(body):
+                    block = connection.recv(20_000)
+                    assert block, "given up in the middle"
+                    received += len(block)
+                    time.sleep(0.1)  # the line is thin: this is the point
+                assert time.monotonic() - started > 2 * limits.read
+                connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+                assert posting.wait(number).status == 204
+            number = posting.submit(body)
+            connection, _ = listener.accept()
+            with connection:
+                answer = posting.wait(number)
+            assert (answer.fault, answer.detail[-22:]) == (
+                "timeout",
+                "nothing moved for 0.5 s"[-22:],
+            )
+            assert answer.seconds < 3 * limits.read
+
+
 def test_answer_may_take_longer_than_the_connect_timeout() -> None:
     """A platform that thinks for a while is waited for, however short connecting may take."""
     limits = config.Timeout(connect=0.2, read=5, total=5)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import gzip
 import ssl
+import termios
 import threading
 import time
 from select import POLLIN, POLLOUT
@@ -139,6 +142,8 @@ class Line:
         """What of the request is not sent yet."""
         self._is_sent = False
         """Did the whole request go out?"""
+        self._held = 0
+        """Bytes of it that the kernel had not got rid of when it was last asked."""
         self._events = POLLIN
         """What the loop watches the socket for."""
         self._reader = AnswerReader()
@@ -169,8 +174,20 @@ class Line:
         limits = self._endpoint.timeout
         if now >= self._began + limits.total:
             self._fail(TookTooLong(f"took longer than {limits.total:g} s in all"))
+        elif self._socket is not None and self._has_left():
+            self._moved()
         else:
             self._fail(TookTooLong(f"nothing moved for {limits.read:g} s"))
+
+    def _has_left(self) -> bool:
+        """Has more of the request left the kernel since this was last asked?
+
+        It takes whole requests at once, and over a thin line it is a while until they are gone.
+        """
+        held = array.array("i", [0])
+        fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, held)  # SIOCOUTQ, see tcp(7)
+        before, self._held = self._held, held[0]
+        return held[0] < before
 
     def stop(self) -> None:
         """End the POST under way, and close the connection."""
@@ -232,6 +249,7 @@ class Line:
         head = self._way.head(self._delivery.key, len(self._body))
         self._rest = [memoryview(head), memoryview(self._body)]
         self._is_sent = False
+        self._held = len(head) + len(self._body)
         self._reader = AnswerReader()
         self._send()
 
