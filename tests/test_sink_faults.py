@@ -176,10 +176,8 @@ def test_what_the_kernel_still_sends_is_under_way() -> None:
             connection, _ = listener.accept()
             with connection:
                 answer = posting.wait(number)
-            assert (answer.fault, answer.detail[-22:]) == (
-                "timeout",
-                "nothing moved for 0.5 s"[-22:],
-            )
+            assert answer.fault == "timeout"
+            assert answer.detail.endswith("nothing moved for 0.5 s")
             assert answer.seconds < 3 * limits.read
 
 
