@@ -265,6 +265,7 @@ def test_an_answer_that_nobody_asked_for(ca_file: str, secure: bool) -> None:
             server.url, tls=tls
         ) as posting:
             assert posting.post().status == 200
+            server.wait_until(lambda: not server.open_connections)
             assert posting.post().status == 503
 
 

@@ -143,7 +143,9 @@ class Line:
         self._is_sent = False
         """Did the whole request go out?"""
         self._held = 0
-        """Bytes of it that the kernel had not got rid of when it was last asked."""
+        """Bytes of it that the kernel held when it was last asked."""
+        self._is_thin = False
+        """Did it hold some for longer than the time limit?"""
         self._events = POLLIN
         """What the loop watches the socket for."""
         self._reader = AnswerReader()
@@ -184,10 +186,16 @@ class Line:
 
         It takes whole requests at once, and over a thin line it is a while until they are gone.
         """
+        before, self._held = self._held, self._in_kernel()
+        # What is gone at the first look went at once, over a line that is none of the thin ones.
+        self._is_thin = self._held < before and (self._held > 0 or self._is_thin)
+        return self._is_thin
+
+    def _in_kernel(self) -> int:
+        """Bytes of the request that the platform's kernel has not confirmed (SIOCOUTQ, tcp(7))."""
         held = array.array("i", [0])
-        fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, held)  # SIOCOUTQ, see tcp(7)
-        before, self._held = self._held, held[0]
-        return held[0] < before
+        fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, held)
+        return held[0]
 
     def stop(self) -> None:
         """End the POST under way, and close the connection."""
@@ -249,7 +257,7 @@ class Line:
         head = self._way.head(self._delivery.key, len(self._body))
         self._rest = [memoryview(head), memoryview(self._body)]
         self._is_sent = False
-        self._held = len(head) + len(self._body)
+        self._held, self._is_thin = len(head) + len(self._body), False
         self._reader = AnswerReader()
         self._send()
 
