@@ -57,7 +57,7 @@ class Wake:
         """End the sleep, from any thread."""
         try:
             os.write(self._write, b"1")
-        except BlockingIOError:
+        except OSError:  # it is about to end anyway, or closed
             pass
 
     # For the sinks (sink.Loop)
@@ -92,7 +92,9 @@ class Wake:
             self._watch()
         timeout = min([timeout, *(timed.deadline - now for timed in self._timed)])
         written = False
-        for handle, event in self._poll.poll(max(0.0, timeout) * 1000):
+        events = self._poll.poll(max(0.0, timeout) * 1000)
+        now = time.monotonic()
+        for handle, event in events:
             if handle in self._sockets:
                 self._sockets[handle](event)
             elif handle == self._read:
@@ -100,9 +102,10 @@ class Wake:
             elif self._inotify is not None and handle == self._inotify.fileno():
                 written = True
                 self._read_changes(self._inotify)
-        while self._calls:
+        for _ in range(len(self._calls)):  # those that they add have their turn after the sockets
             self._calls.popleft()()
-        now = time.monotonic()
+        # Last, and by the time of the poll, so that what came in time counts, however busy this
+        # thread was.
         for timed in list(self._timed):
             if now >= timed.deadline:
                 timed.expire(now)
@@ -139,3 +142,4 @@ class Wake:
             self._inotify.close()
         os.close(self._read)
         os.close(self._write)
+        self._write = -1

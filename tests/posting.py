@@ -29,6 +29,8 @@ class Posting:
         """Delivery id -> answers; one each, if the sink is right."""
         self._arrived = threading.Condition()
         self._submitted = 0
+        self.turns = 0
+        """How often the loop has waited."""
         self._wake = Wake(())
         self.sink = Sink(self._wake, endpoint(url, **changes), self._collect)
         self._closed = False
@@ -37,9 +39,14 @@ class Posting:
 
     def _run(self) -> None:
         while not self._closed:
-            self._wake.wait(60.0)
+            self.turn(60.0)
 
-    def _in_thread(self, function: Callable[[], None]) -> None:
+    def turn(self, timeout: float) -> None:
+        """Let the loop wait once; in the thread of the sink only."""
+        self.turns += 1
+        self._wake.wait(timeout)
+
+    def in_thread(self, function: Callable[[], None]) -> None:
         """Do something in the thread of the sink."""
         if self._closed:
             function()
@@ -58,10 +65,14 @@ class Posting:
     def submit(self, body: bytes = BODY, key: str = "") -> int:
         """Submit a delivery; returns its id, counted from 0. The key is key-ID unless given."""
         number = self._submitted
-        self._submitted += 1
-        delivery = Delivery(number, key or f"key-{number}", body)
-        self._in_thread(lambda: self.sink.submit(delivery))
+        self.in_thread(lambda: self.submit_here(body, key))
         return number
+
+    def submit_here(self, body: bytes, key: str = "") -> None:
+        """The same in the thread of the sink."""
+        number = self._submitted
+        self._submitted += 1
+        self.sink.submit(Delivery(number, key or f"key-{number}", body))
 
     def wait(self, number: int, timeout: float = 15.0) -> Answer:
         """Wait for the answer to a delivery."""
@@ -80,7 +91,7 @@ class Posting:
 
     def close(self, timeout: float) -> None:
         """Close the sink, and end its thread."""
-        self._in_thread(lambda: self.sink.close(timeout))
+        self.in_thread(lambda: self.sink.close(timeout))
         if not self._closed:
             self._closed = True
             self._wake.set()

@@ -1,4 +1,4 @@
-"""The sink on a healthy line: what goes out, what comes back, threads, connections, closing."""
+"""The sink on a healthy line: what goes out, what comes back, connections, closing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any, Dict, Set
 import pytest
 
 from se3_uploader import __version__, config
-from se3_uploader.sink import ABORT_GRACE
 from tests.http_server import DROP, HANG, RESET, SUCCESS, Reply, Request, Server
 from tests.posting import BODY, Posting, post
 
@@ -78,13 +77,13 @@ def test_compression() -> None:
 
 
 def test_connection_is_kept_and_no_thread_is_added_needlessly() -> None:
-    """POSTs one after the other use one connection and one thread, whatever max_in_flight is."""
+    """POSTs one after the other use one connection and no thread, whatever max_in_flight is."""
     with Server() as server, Posting(server.url, max_in_flight=8) as posting:
         posting.post()
-        threads = threading.active_count()
+        threads = threading.active_count()  # that which connected may not be gone yet
         for _ in range(50):
             assert posting.post().status == 200
-        assert threading.active_count() == threads
+        assert threading.active_count() <= threads
         assert server.connections == 1
 
 
@@ -187,7 +186,7 @@ def test_close_cuts_off_what_hangs(script: Reply) -> None:
         server.wait_for(4)
         started = time.monotonic()
         posting.close(0.2)
-        assert time.monotonic() - started < 0.2 + ABORT_GRACE
+        assert time.monotonic() - started < 1.0
         assert [[a.fault for a in posting.answers[n]] for n in numbers] == [["connection"]] * 10
         ours = set(threading.enumerate()) - with_server
         assert not [thread for thread in ours if "platform" in thread.name]
@@ -217,7 +216,7 @@ def test_exactly_one_answer_for_each_delivery() -> None:
         Reply(body=b"x" * 100_000),
         Reply(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\nshort"),
         Reply(raw=b"\x00\x01garbage\r\n\r\n"),
-        Reply(raw=b"HTTP/1.1 103 Early Hints\r\n\r\n"),
+        Reply(raw=b"HTTP/1.1 101 Switching Protocols\r\n\r\n"),
         DROP,
         RESET,
     ]
@@ -255,15 +254,10 @@ def test_exactly_one_answer_for_each_delivery() -> None:
 
 
 def test_delivery_is_let_go() -> None:
-    """An idle sink holds on to no body: no picture stays in memory for each thread."""
+    """An idle sink holds on to no body: no picture stays in memory for each connection."""
     body = os.urandom(1000)
     with Server() as server, Posting(server.url) as posting:
         before = sys.getrefcount(body)
         posting.post(body)
-        posting.post(b"the thread is through with the first one")
-        assert sys.getrefcount(body) == before
-        posting.post(body)
-        end = time.monotonic() + 5
-        while sys.getrefcount(body) > before and time.monotonic() < end:
-            pass  # the thread hands its answer over a moment before it forgets the delivery
+        posting.in_thread(lambda: None)  # the answer is known a moment before the loop is through
         assert sys.getrefcount(body) == before

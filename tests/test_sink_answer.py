@@ -111,4 +111,17 @@ def test_an_answer_that_ends_in_its_headers_is_none() -> None:
     reader.feed(b"HTTP/1.1 200 OK\r\nContent-Le")
     with pytest.raises(ConnectionError):
         reader.feed(b"")
-    assert reader.status == 200
+
+
+@pytest.mark.parametrize("status", [100, 102, 103, 199])
+def test_interim_answers_are_passed_over(status: int) -> None:
+    """Whatever a platform promises first, the final answer counts (RFC 9110, section 15.2)."""
+    interim = b"HTTP/1.1 %d Soon\r\nContent-Length: 7\r\nConnection: close\r\n\r\n" % status
+    assert read([interim + ANSWERS["usual"]]) == read([ANSWERS["usual"]])
+
+
+@pytest.mark.parametrize("rest", [b"", b"\r", b"HTTP/1.1 200 OK\r\n\r"])
+def test_nothing_counts_as_a_line_without_its_end(rest: bytes) -> None:
+    """A connection that ends in the middle of a head brought no answer."""
+    with pytest.raises((ConnectionError, http.client.HTTPException)):
+        read([rest])

@@ -98,7 +98,7 @@ def test_connection_closed_while_idle() -> None:
     ids=["never answers", "byte by byte", "promises for ever"],
 )
 def test_slow_answers_end_in_time(script: Reply, at_most: float) -> None:
-    """Neither silence nor an answer byte by byte holds a thread beyond the limits."""
+    """Neither silence nor an answer byte by byte holds a connection beyond the limits."""
     with Server(script) as server, Posting(server.url, timeout=QUICK) as posting:
         answer = posting.post()
         assert answer.fault == "timeout", answer
@@ -216,9 +216,12 @@ GARBAGE = {
     "endless first line": b"HTTP/1.1 200 " + b"a" * 1_000_000,
     "endless header": b"HTTP/1.1 200 OK\r\nA: " + b"a" * 1_000_000,
     "header flood": b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 100_000 + b"\r\n",
-    "interim in place of final": b"HTTP/1.1 103 Early Hints\r\nContent-Length: 0\r\n\r\n",
+    "interim flood": b"HTTP/1.1 100 Continue\r\n\r\n" * 100_000,
     "protocol switched": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n",
     "chunk no number": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n\r\n",
+    "chunk too long": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}, {}\r\n0\r\n\r\n"
+    ),
     "chunk below zero": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nabc\r\n\r\n",
 }
 

@@ -4,46 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Callable, Deque, List, Optional, Protocol
+from typing import Callable, Deque, List, Optional
 
 from .. import config
 from ..policy import Answer
 from .connect import try_connection
 from .credentials import CredentialsError, read_access
 from .faults import Stopped, explain
-from .line import FOREVER, Delivery, Line, Ways
-from .line import Loop as _Sockets
+from .line import Delivery, Line
+from .loop import FOREVER, Loop, Timed
+from .opening import Ways
 
-__all__ = ["CredentialsError", "Delivery", "Loop", "Sink", "read_access", "try_connection"]
-
-ABORT_GRACE = 1.0
-"""Seconds that close waits for threads that were connecting when it cut them off."""
+__all__ = ["CredentialsError", "Delivery", "Sink", "Timed", "read_access", "try_connection"]
 
 Collect = Callable[[int, Answer], None]
-
-
-class Timed(Protocol):
-    """Something whose time comes while a loop waits."""
-
-    @property
-    def deadline(self) -> float:
-        """When expire is to be called (monotonic seconds)."""
-
-    def expire(self, now: float) -> None:
-        """Do what is due at a monotonic second."""
-
-
-class Loop(_Sockets, Protocol):
-    """What the engine's thread waits on, where everything of a sink but connecting happens."""
-
-    def add(self, timed: Timed) -> None:
-        """Have its deadlines kept."""
-
-    def remove(self, timed: Timed) -> None:
-        """Have them kept no longer."""
-
-    def wait(self, timeout: float) -> bool:
-        """Wait at most so many seconds, or until something happened."""
 
 
 class Sink:
@@ -65,7 +39,6 @@ class Sink:
         self._idle: List[Line] = []
         self._waiting: Deque[Delivery] = deque()
         self._closing = False
-        loop.add(self)
 
     def submit(self, delivery: Delivery) -> None:
         """Have a delivery sent; never blocks. Raises RuntimeError after close."""
@@ -74,6 +47,8 @@ class Sink:
         if self._idle:
             self._idle.pop().post(delivery)
         elif len(self._lines) < self.endpoint.max_in_flight:
+            if not self._lines:
+                self._loop.add(self)
             line = Line(self.endpoint, self._ways, self._loop, self._answered)
             self._lines.append(line)
             line.post(delivery)
@@ -83,7 +58,8 @@ class Sink:
     def _answered(
         self, line: Line, delivery: Delivery, answer: Answer, certificate: Optional[float]
     ) -> None:
-        self.certificate_not_after = certificate
+        if certificate is not None:
+            self.certificate_not_after = certificate
         if self._waiting:
             line.post(self._waiting.popleft())
         else:
@@ -117,8 +93,6 @@ class Sink:
         for delivery in waiting:
             fault, detail = explain(Stopped(), self.endpoint)
             self._collect(delivery.id, Answer(fault=fault, detail=detail))
-        self._loop.remove(self)
-        end = time.monotonic() + ABORT_GRACE
-        for line in self._lines:
-            line.join(end - time.monotonic())
+        if self._lines:
+            self._loop.remove(self)
         self._lines, self._idle = [], []

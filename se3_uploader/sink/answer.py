@@ -18,6 +18,9 @@ MAX_BODY = 64 * 1024
 MAX_HEADERS, MAX_LINE = 100, 64 * 1024
 """Headers of an answer, and bytes of one of them, as in the standard library."""
 
+MAX_INTERIM = 100
+"""Answers that only promise another one."""
+
 MAX_RETRY_AFTER = 86400.0
 """Seconds: a platform that asks us to wait longer is taken to mean a day."""
 
@@ -45,8 +48,8 @@ class Reply(NamedTuple):
 class AnswerReader:
     """Reads one answer."""
 
-    status: Optional[int] = None
-    """Known as soon as the final answer has begun."""
+    begun = False
+    """Has anything come?"""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -63,6 +66,7 @@ class AnswerReader:
         """
         self._buffer += data
         self._ended = not data
+        self.begun |= bool(data)
         try:
             next(self._reading)
         except StopIteration as done:
@@ -82,19 +86,19 @@ class AnswerReader:
         return None
 
     def _read(self) -> Generator[None, None, Reply]:
-        while True:
-            line = yield from self._line()
+        for _ in range(MAX_INTERIM):
+            line = yield from self._first_line()
             begun = _STATUS_LINE.fullmatch(line)
             if begun is None:
                 raise http.client.BadStatusLine("the first line of an answer is none")
             status = int(begun[2])
-            if status != http.client.CONTINUE:
+            fields = yield from self._fields()
+            if status >= 200:
                 break
-            yield from self._fields()
-        self.status = status
-        fields = yield from self._fields()
-        if status < 200:
-            raise http.client.HTTPException("an interim answer in place of a final one")
+            if status == http.client.SWITCHING_PROTOCOLS:
+                raise http.client.HTTPException("another protocol, which nobody asked for")
+        else:
+            raise http.client.HTTPException(f"more than {MAX_INTERIM} interim answers")
         connection = fields.get("connection", "").lower()
         kept = "close" not in connection if begun[1] != b"0" else "keep-alive" in connection
         try:
@@ -105,6 +109,15 @@ class AnswerReader:
             return Reply(status, fields, b"", error, False)
         return Reply(status, fields, bytes(self._body), None, kept and not self._buffer)
 
+    def _first_line(self) -> Generator[None, None, bytes]:
+        try:
+            line = yield from self._line()
+        except ConnectionAbortedError:
+            if not self._buffer.startswith(b"HTTP/"[: len(self._buffer)]):
+                raise http.client.BadStatusLine("the first line of an answer is none") from None
+            raise
+        return line
+
     def _line(self) -> Generator[None, None, bytes]:
         """Return the next line, without its end."""
         while True:
@@ -113,12 +126,9 @@ class AnswerReader:
                 break
             if len(self._buffer) > MAX_LINE:
                 raise http.client.LineTooLong("header line")
-            if self._ended and not self._buffer:
-                raise ConnectionAbortedError("the connection ended before the answer")
             if self._ended:
-                self._buffer += b"\n"  # what came of the last line counts as one
-            else:
-                yield
+                raise ConnectionAbortedError("the answer broke off")
+            yield
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
         return line.rstrip(b"\r")
@@ -160,8 +170,8 @@ class AnswerReader:
                 raise http.client.HTTPException("a chunk without a size")
             size = int(told[1], 16)
             yield from self._take(size)
-            if size:
-                yield from self._line()
+            if size and (yield from self._line()):
+                raise http.client.HTTPException("a chunk is longer than it says")
         yield from self._fields()
 
     def _take(self, count: int) -> Steps:

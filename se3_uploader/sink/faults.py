@@ -51,7 +51,9 @@ def explain(error: BaseException, endpoint: config.Endpoint) -> Fault:
         return "timeout", f"{where}: nothing moved within the time that the network allows"
     if isinstance(error, ssl.SSLCertVerificationError):
         return "tls", f"{where}: certificate refused: {error.verify_message}{_clock_hint(error)}"
-    if isinstance(error, ssl.SSLError) and not is_eof(error):
+    if is_eof(error):
+        return "connection", f"{where}: hung up without an answer"
+    if isinstance(error, ssl.SSLError):
         return "tls", f"{where}: no secure connection: {error.reason or 'TLS failed'}"
     if isinstance(error, ConnectionError):
         return "connection", f"{where}: {error.strerror or 'hung up without an answer'}"

@@ -7,22 +7,24 @@ import fcntl
 import gzip
 import ssl
 import termios
-import threading
 import time
 from select import POLLIN, POLLOUT
-from typing import Any, Callable, List, NamedTuple, Optional, Protocol
+from typing import Any, Callable, List, NamedTuple, Optional
 
-from .. import config
-from ..policy import Answer
+from se3_uploader import config
+from se3_uploader.policy import Answer
+
 from .answer import AnswerReader, Reply, retry_after
-from .connect import Attempt, Opened, Way
-from .credentials import stamp_of
-from .faults import Stopped, TookTooLong, explain, is_eof
+from .connect import Way
+from .faults import Fault, Stopped, TookTooLong, explain, is_eof
+from .loop import FOREVER, Loop
+from .opening import Opening, Ways
 
 BLOCK = 64 * 1024
 """Bytes read at once, and handed to TLS at once."""
 
-FOREVER = float("inf")
+ROUNDS = 100
+"""Times a socket is read before the others have their turn."""
 
 _CANNOT_READ = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -36,79 +38,6 @@ class Delivery(NamedTuple):
     """Idempotency key."""
     body: bytes
     """JSON, UTF-8."""
-
-
-class Loop(Protocol):
-    """What waits for sockets, and calls back in the thread that waits."""
-
-    def watch_socket(self, handle: int, events: int, ready: Callable[[int], None]) -> None:
-        """Call ready with what happened (poll's events) whenever one of events does."""
-
-    def leave_socket(self, handle: int) -> None:
-        """Watch it no longer; before it is closed."""
-
-    def call(self, function: Callable[[], None]) -> None:
-        """Call a function once, from the wait under way or the next one; from any thread."""
-
-
-class Ways:
-    """The way to an endpoint, found anew when the files of its credentials change."""
-
-    def __init__(self, endpoint: config.Endpoint) -> None:
-        """Read nothing yet."""
-        self._endpoint = endpoint
-        self._way: Optional[Way] = None
-        self._reading = threading.Lock()
-
-    def known(self) -> Optional[Way]:
-        """The way where it is known and still right; it takes a moment. Raises CredentialsError."""
-        way, stamp = self._way, stamp_of(self._endpoint)
-        return way if way is not None and way.access.stamp == stamp else None
-
-    def find(self) -> Way:
-        """Find it; this may block. Raises what Way raises."""
-        with self._reading:
-            way = self.known()
-            if way is None:
-                way = self._way = Way(self._endpoint)
-            return way
-
-
-class _Opening:
-    """A connection that is being made in a thread, as names are looked up and TLS greets there."""
-
-    def __init__(self, ways: Ways, loop: Loop, name: str, done: Callable[[_Opening], None]) -> None:
-        self.way: Optional[Way] = None
-        self.opened: Optional[Opened] = None
-        self.error: Optional[Exception] = None
-        self._attempt = Attempt()
-        self._lock = threading.Lock()
-        self._given_up = False
-        self._ways, self._loop, self._done = ways, loop, done
-        self.thread = threading.Thread(target=self._run, name=f"connect {name}", daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        opened: Optional[Opened] = None
-        try:
-            self.way = self._ways.find()
-            opened = self.way.open(self._attempt)
-        except Exception as error:
-            self.error = error
-        with self._lock:
-            if not self._given_up:
-                self.opened = opened
-                self._loop.call(lambda: None if self._given_up else self._done(self))
-            elif opened is not None:
-                opened.socket.close()
-
-    def give_up(self) -> None:
-        """Let the thread end; what it comes to is thrown away."""
-        with self._lock:
-            self._given_up = True
-        self._attempt.end()
-        if self.opened is not None:
-            self.opened.socket.close()
 
 
 class Line:
@@ -127,8 +56,7 @@ class Line:
         """When expire is to be called (monotonic seconds)."""
         self._endpoint, self._ways, self._loop = endpoint, ways, loop
         self._answered = answered
-        self._opening: Optional[_Opening] = None
-        self._given_up: List[_Opening] = []
+        self._opening: Optional[Opening] = None
         self._way: Optional[Way] = None
         self._socket: Any = None
         self._is_tls = False
@@ -142,6 +70,8 @@ class Line:
         """What of the request is not sent yet."""
         self._is_sent = False
         """Did the whole request go out?"""
+        self._early: Optional[Reply] = None
+        """An answer that came before that."""
         self._held = 0
         """Bytes of it that the kernel held when it was last asked."""
         self._is_thin = False
@@ -203,12 +133,6 @@ class Line:
             self._fail(Stopped())
         self._disconnect()
 
-    def join(self, seconds: float) -> None:
-        """Wait for threads that were connecting, at most so many seconds."""
-        end = time.monotonic() + seconds
-        for opening in self._given_up:
-            opening.thread.join(max(0.0, end - time.monotonic()))
-
     # Connecting
 
     def _open(self) -> None:
@@ -217,14 +141,14 @@ class Line:
         self._reader = AnswerReader()
         self.deadline = self._began + self._endpoint.timeout.total
         try:
-            self._opening = _Opening(self._ways, self._loop, self._endpoint.name, self._opened)
+            self._opening = Opening(self._endpoint, self._ways, self._loop, self._opened)
         except RuntimeError as error:  # no more threads
             self._fail_later(error)
 
-    def _opened(self, opening: _Opening) -> None:
+    def _opened(self, opening: Opening) -> None:
         self._opening = None
         if opening.opened is None:
-            self._fail(opening.error or Stopped())
+            self._end(self._failed(opening.fault))
             return
         self._way, self._socket = opening.way, opening.opened.socket
         self._is_tls = hasattr(self._socket, "pending")
@@ -242,7 +166,6 @@ class Line:
     def _disconnect(self) -> None:
         if self._opening is not None:
             self._opening.give_up()
-            self._given_up = [o for o in self._given_up if o.thread.is_alive()] + [self._opening]
             self._opening = None
         if self._socket is not None:
             self._loop.leave_socket(self._socket.fileno())
@@ -256,9 +179,10 @@ class Line:
         assert self._delivery is not None
         head = self._way.head(self._delivery.key, len(self._body))
         self._rest = [memoryview(head), memoryview(self._body)]
-        self._is_sent = False
+        self._is_sent, self._early = False, None
         self._held, self._is_thin = len(head) + len(self._body), False
         self._reader = AnswerReader()
+        self._moved()
         self._send()
 
     def _send(self) -> None:
@@ -267,14 +191,18 @@ class Line:
         try:
             while self._rest:
                 self._take_off(self._send_some())
+                self._moved()
             self._is_sent = True
         except ssl.SSLWantReadError:
             pass
         except (BlockingIOError, ssl.SSLWantWriteError):
             events |= POLLOUT
-        except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
+        except OSError as error:
+            if not (isinstance(error, (BrokenPipeError, ConnectionResetError)) or is_eof(error)):
+                raise
             self._rest = []  # A platform may answer and hang up without reading on.
-        self._moved()
+        if self._early is not None:
+            events &= ~POLLIN  # what else it has to say is of no interest
         if events != self._events:
             self._watch(events)
 
@@ -296,18 +224,27 @@ class Line:
             if self._delivery is None:
                 self._receive_unasked()
                 return
-            if self._rest:
+            if events & POLLOUT:
+                self._moved()
+            if self._early is None and events & ~POLLOUT:
+                self._early = self._receive()
+            # An acceptance counts once the platform has all of the request.
+            if self._rest and (self._early is None or self._early.status < 300):
                 self._send()
-            reply = self._receive() if events & ~POLLOUT else None
         except Exception as error:
             self._fail(error)
-        else:
-            if reply is not None:
-                self._finish(reply)
+            return
+        reply = self._early
+        if reply is not None and not (self._rest and reply.status < 300 and self._fresh):
+            self._finish(reply)
 
     def _receive(self) -> Optional[Reply]:
-        """Read on in the answer; None while it is not complete."""
-        while True:
+        """Read on in the answer; None while it is not complete.
+
+        More than once, as TLS hands out a record at a time, and the loop knows nothing of what is
+        decrypted already; not for ever, as a platform may send for ever.
+        """
+        for _ in range(ROUNDS):
             try:
                 data = self._socket.recv(BLOCK)
             except _CANNOT_READ:
@@ -318,9 +255,12 @@ class Line:
                 data = b""
             self._moved()
             reply = self._reader.feed(data)
-            # Of what TLS has decrypted already the loop can know nothing.
-            if reply is not None or not (self._is_tls and self._socket.pending()):
+            if reply is not None:
                 return reply
+        if self._is_tls and self._socket.pending():
+            connection = self._socket
+            self._loop.call(lambda: self._ready(POLLIN) if self._socket is connection else None)
+        return None
 
     def _receive_unasked(self) -> None:
         """Between two POSTs: a platform that hangs up or says anything is done with.
@@ -350,11 +290,10 @@ class Line:
     def _fail(self, error: Exception) -> None:
         """End the POST by an error, unless a connection that had died unseen explains it.
 
-        Nothing has come back on that one, so that it is safe and sensible to try again at once.
+        Not a byte has come back on that one, so that it is safe and sensible to try again at once.
         """
-        unanswered = self._reader.status is None
-        died = isinstance(error, ConnectionError) or is_eof(error)
-        if died and unanswered and not self._fresh:
+        died = isinstance(error, (ConnectionError, ssl.SSLError))
+        if died and not self._fresh and not self._reader.begun:
             self._open()
             return
         reply = self._reader.fail(error)
@@ -362,31 +301,41 @@ class Line:
         if reply is not None:
             self._finish(reply)
         else:
-            self._end(self._fault(error))
+            self._end(self._failed(explain(error, self._endpoint)))
 
     def _finish(self, reply: Reply) -> None:
+        accepted = reply.status < 300
+        if accepted and not (self._is_sent or self._fresh or reply.broken):
+            self._open()  # it is the answer to something else, and came late
+            return
         if not reply.reusable or not self._is_sent:
             self._disconnect()
-        if reply.broken and self._endpoint.accept and reply.status < 300:
-            self._end(self._fault(reply.broken))  # whether it was accepted stands in the body
-            return
+        if accepted and not self._is_sent:
+            cut_off = ConnectionAbortedError("the platform accepted what it had not read")
+            self._end(self._failed(explain(cut_off, self._endpoint)))
+        elif accepted and reply.broken and self._endpoint.accept:
+            # Whether the event was accepted stands in the body.
+            self._end(self._failed(explain(reply.broken, self._endpoint)))
+        else:
+            self._end(self._answer(reply))
+
+    def _answer(self, reply: Reply) -> Answer:
         assert self._way is not None
-        self._end(
-            Answer(
-                status=reply.status,
-                body=reply.body,
-                retry_after=retry_after(reply.headers),
-                secrets=self._way.access.secrets,
-                seconds=time.monotonic() - self._began,
-            )
+        return Answer(
+            status=reply.status,
+            body=reply.body,
+            retry_after=retry_after(reply.headers),
+            secrets=self._way.access.secrets,
+            seconds=time.monotonic() - self._began,
         )
 
-    def _fault(self, error: Exception) -> Answer:
-        fault, detail = explain(error, self._endpoint)
-        return Answer(fault=fault, detail=detail[:200], seconds=time.monotonic() - self._began)
+    def _failed(self, fault: Optional[Fault]) -> Answer:
+        kind, detail = fault or explain(Stopped(), self._endpoint)
+        return Answer(fault=kind, detail=detail[:200], seconds=time.monotonic() - self._began)
 
     def _end(self, answer: Answer) -> None:
         delivery, self._delivery = self._delivery, None
         assert delivery is not None
         self._body, self._rest, self.deadline = b"", [], FOREVER
+        self._reader, self._early = AnswerReader(), None
         self._answered(self, delivery, answer, self._certificate)

@@ -52,7 +52,10 @@ class TlsInTls:
             try:
                 return self._inner.read(size)
             except ssl.SSLWantReadError:
-                self._flush()  # an answer to the platform's TLS, if there is one
+                try:
+                    self._flush()  # an answer to the platform's TLS, if there is one
+                except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                    pass  # what cannot leave must not keep us from reading
                 data = self._outer.recv(BLOCK)
                 if data:
                     self._incoming.write(data)
