@@ -84,6 +84,7 @@ def run_once(config: Config) -> int:
             wake.wait(min(1.0, engine.step()))
         engine.flush()
         engine.copy_all()
+        young = engine.unsettled()
     finally:
         engine.close(STOP_WITHIN)
         engine.flush()
@@ -95,7 +96,9 @@ def run_once(config: Config) -> int:
     failed = engine.source_error or engine.outbox_error
     outbox.close()
     log.info("done", delivered=delivered, pending=pending, dead=dead, lost=lost)
-    if failed or pending:
+    if young:
+        log.info("events that are younger than source.settle wait for another time")
+    if failed or pending or young:
         return TEMPORARY
     return PROBLEM if dead or lost else OK
 

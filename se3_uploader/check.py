@@ -22,6 +22,7 @@ from .config import Config, Endpoint
 from .device_status.gateway import Reader
 from .outbox import OutboxError, OutboxMissing
 from .outbox.schema import connect_readonly
+from .payload.columns import PICTURES
 from .sink import CredentialsError, read_access, try_connection
 from .source import Source, SourceError, open_source
 from .status import EXPIRY, free_bytes, nearest_folder
@@ -31,7 +32,7 @@ OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "skip"
 """Well; works, but look at it; does not work; not tried."""
 
 SHORT = 200
-"""Characters of a text in a payload that are shown."""
+"""Characters of a text in a payload that are shown; of a picture it is fewer in any case."""
 
 
 class Finding(NamedTuple):
@@ -55,7 +56,8 @@ def run(config: Config, *, network: bool = True) -> Iterator[Finding]:
     for endpoint in config.endpoints:
         yield from _endpoint(endpoint, network)
     if config.device_status.endpoints:
-        yield from _report(config) if network else _without_report(config)
+        yield _data_partition(config)
+        yield from _report(config, network)
 
 
 def _file(config: Config) -> Finding:
@@ -79,8 +81,9 @@ def _source(config: Config, network: bool) -> Iterator[Finding]:
         with closing(open_source(config.source)) as source:
             missing = [path for path in source.watch_paths()[:1] if _is_missing(path)]
             if missing:
+                # A service that starts, and asks for no network, waits for it.
                 yield Finding(
-                    WARN, part, f"{missing[0]} is not there",
+                    FAIL if network else WARN, part, f"{missing[0]} is not there",
                     "the box makes it with its first event; if it has, mend source.url",
                 )  # fmt: skip
                 return
@@ -151,12 +154,21 @@ def _with_pictures(built: payload.Built) -> str:
 def shortened(value: Any) -> Any:
     """Cut every long text of a payload, such as a picture."""
     if isinstance(value, dict):
-        return {name: shortened(part) for name, part in value.items()}
+        return {
+            name: _cut(part)
+            if name in PICTURES and isinstance(part, str) and part
+            else shortened(part)
+            for name, part in value.items()
+        }
     if isinstance(value, list):
         return [shortened(part) for part in value]
     if isinstance(value, str) and len(value) > SHORT:
-        return f"{value[:16]}… ({len(value):,} characters)"
+        return _cut(value)
     return value
+
+
+def _cut(text: str) -> str:
+    return f"{text[:16]}… ({len(text):,} characters)"
 
 
 # The outbox
@@ -256,6 +268,8 @@ def _endpoint(endpoint: Endpoint, network: bool) -> Iterator[Finding]:
         yield Finding(FAIL, endpoint.name, str(error))
         return
     yield from _secrets(endpoint)
+    for path in _secret_files(endpoint):
+        yield Finding(OK, endpoint.name, f"{path}: can be read")
     if endpoint.url.lower().startswith("http:") and endpoint.allow_plaintext:
         yield Finding(
             WARN, endpoint.name, "allow_plaintext: what is sent can be read on the way", "use https"
@@ -273,11 +287,15 @@ def _endpoint(endpoint: Endpoint, network: bool) -> Iterator[Finding]:
 
 def _secrets(endpoint: Endpoint) -> Iterator[Finding]:
     """Tell of secrets that others may read."""
-    auth, tls = endpoint.auth, endpoint.tls
-    for path in filter(None, (auth.bearer_file, auth.basic_file, tls.key_file)):
+    for path in _secret_files(endpoint):
         if os.path.exists(path) and stat.S_IMODE(os.stat(path).st_mode) & 0o007:
             advice = f"chmod o-rwx {path}"
             yield Finding(WARN, endpoint.name, f"{path}: everybody may read this secret", advice)
+
+
+def _secret_files(endpoint: Endpoint) -> List[str]:
+    auth, tls = endpoint.auth, endpoint.tls
+    return [path for path in (auth.bearer_file, auth.basic_file, tls.key_file) if path]
 
 
 def _connection(endpoint: Endpoint) -> Finding:
@@ -301,14 +319,19 @@ def _connection(endpoint: Endpoint) -> Finding:
 # The status report
 
 
-def _report(config: Config) -> Iterator[Finding]:
+def _report(config: Config, network: bool) -> Iterator[Finding]:
+    part = "status report"
+    if not network:
+        yield Finding(SKIP, part, "not made, it needs the network")
+        return
     rows, seen, problems = _devices(config)
     report = device_status.collect(
         config, Reader(config), table_rows=rows, seen=seen, status="online",
         now_ms=int(time.time() * 1000),
     )  # fmt: skip
-    part = "status report"
-    for problem in [*problems, *report.problems]:
+    for problem in problems:
+        yield Finding(FAIL, part, problem, "mend device_status.sub_devices_table, or leave it out")
+    for problem in report.problems:
         yield Finding(WARN, part, problem, "the report goes without it")
     devices = report.payload["sub_devices"]
     online = sum(device["ep_status"] == "online" for device in devices)
@@ -320,16 +343,17 @@ def _report(config: Config) -> Iterator[Finding]:
     yield Finding(OK, part, said, payload=shown)
 
 
-def _without_report(config: Config) -> Iterator[Finding]:
-    yield Finding(SKIP, "status report", "not made, it needs the network")
-    path = config.gateway.data_partition
+def _data_partition(config: Config) -> Finding:
+    part, path = "data partition", config.gateway.data_partition
     try:
-        os.statvfs(path)
+        disk = os.statvfs(path)
     except OSError as error:
-        yield Finding(
-            WARN, "data partition", f"{path}: {error.strerror}",
+        return Finding(
+            WARN, part, f"{path}: {error.strerror}",
             "reports go without the disk's sizes; gateway.data_partition names it",
         )  # fmt: skip
+    free, size = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+    return Finding(OK, part, f"{path}: {format_size(free)} of {format_size(size)} free")
 
 
 def _devices(config: Config) -> Tuple[List[Mapping[str, Any]], Dict[str, int], List[str]]:

@@ -96,7 +96,7 @@ class Metrics:
         except OutboxError:
             return
         # What is still pending for a platform that was taken out is nothing to be woken up for.
-        endpoints = [e for e in found["endpoints"] if e["state"] != status.NOT_CONFIGURED]
+        endpoints = [e for e in found["endpoints"] if e["configured"]]
         for kind, name, figure, text in _ENDPOINT:
             family = families[kind](f"{PREFIX}_{name}", text, labels=["endpoint"])
             for endpoint in endpoints:

@@ -101,8 +101,13 @@ def _holds(body: bytes, accept: Mapping[str, Any]) -> bool:
     except orjson.JSONDecodeError:
         return False
     return isinstance(answer, dict) and all(
-        name in answer and answer[name] == wanted for name, wanted in accept.items()
+        name in answer and _is_same(answer[name], wanted) for name, wanted in accept.items()
     )
+
+
+def _is_same(found: Any, wanted: Any) -> bool:
+    """Compare JSON values: true is not 1, and 1.0 is."""
+    return isinstance(found, bool) == isinstance(wanted, bool) and bool(found == wanted)
 
 
 def backoff(

@@ -22,8 +22,8 @@ THREE_ROWS = 64 * 1024**2
 """Bytes, more than three rows without pictures have."""
 EXPIRY = 30 * 86400.0
 """Seconds before the end of a platform's certificate from which it is worth a word."""
-NOT_CONFIGURED = "not configured"
-"""State of an endpoint that has pending or dead deliveries, but is no longer in uploader.yaml."""
+NOT_CONFIGURED = "it is no longer in uploader.yaml, so nothing is sent"
+"""Why an endpoint is paused that has pending or dead deliveries, but stands nowhere any more."""
 
 Status = Dict[str, Any]
 
@@ -31,9 +31,10 @@ Status = Dict[str, Any]
 def collect(config: Config, now: float) -> Status:
     """Gather the status, of the shape the contract gives ("status --json"); now: epoch seconds.
 
-    Besides the contract's keys there are daemon.delivers, source.engine, for each endpoint since,
-    dead_reason, rate_per_s, deleted_in_s and certificate_expires, and in outbox copied_bytes,
-    free_bytes and min_free_bytes. Raises OutboxError where there is an outbox that cannot be read.
+    Besides the contract's keys there are daemon.delivers, source.engine, for each endpoint
+    configured, since, dead_reason, rate_per_s, deleted_in_s and certificate_expires, and in outbox
+    copied_bytes, free_bytes and min_free_bytes. Raises OutboxError where there is an outbox that
+    cannot be read.
     """
     found = figures.read(config.outbox.path, config.source.name, now)
     source, deleted_in = _source(config, found)
@@ -157,7 +158,8 @@ def _endpoint(
         "name": found.name,
         "kind": found.kind,
         "url": found.url,
-        "state": found.state if configured else NOT_CONFIGURED,
+        "state": found.state if configured else policy.PAUSED,
+        "configured": configured,
         "since": _iso(found.since),
         "pending": found.pending,
         "delivered": found.delivered,
@@ -168,8 +170,8 @@ def _endpoint(
         "deleted_in_s": deleted_in,
         "last_delivered": _iso(found.last_delivered),
         "rate_per_s": round(found.recent / figures.RATE_OVER, 2),
-        "last_error": found.error,
-        "next_attempt": _iso(found.next_attempt),
+        "last_error": found.error if configured else NOT_CONFIGURED,
+        "next_attempt": _iso(found.next_attempt) if configured else None,
         "certificate_expires": _iso(found.certificate),
     }
 

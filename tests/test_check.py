@@ -149,30 +149,34 @@ def test_the_status_report_is_shown_as_it_would_be_sent(site, platform, capsys):
     protocol.validate(json.loads(out[out.index('{\n  "gateway_ip"') :]))
 
 
-def test_what_is_missing_from_a_report_is_a_warning(site, platform):
-    """It is sent all the same."""
+def test_what_is_missing_from_a_report_is_told(site, platform):
+    """It is sent all the same; a table that is not there is a mistake of the configuration."""
     config = site.configure(
         platform.url,
         gateway={"dev_sno": "BOX", "data_partition": "/no/such/place"},
         device_status={"endpoints": [{"url": platform.url, "name": "status"}],
                        "sub_devices_table": "cameras"},
     )  # fmt: skip
-    said = [text for level, text in found(config, "status report") if level == "warn"]
-    assert any("/no/such/place" in text for text in said)
-    assert any("capture devices cannot be read" in text and "cameras" in text for text in said)
-    assert found(config, "data partition", network=False)[0][0] == "warn"
+    levels = {text: level for level, text in found(config, "status report")}
+    assert any("/no/such/place" in text and level == "warn" for text, level in levels.items())
+    ((said, level),) = [(t, lv) for t, lv in levels.items() if "devices cannot be read" in t]
+    assert (level, "cameras" in said) == ("FAIL", True)
+    for network in (True, False):
+        assert found(config, "data partition", network=network)[0][0] == "warn"
 
 
 # The event database
 
 
-def test_an_event_database_that_is_not_there_yet_is_a_warning(site, platform):
-    """The box makes it with its first event."""
+def test_an_event_database_that_is_not_there(site, platform):
+    """A problem, but at the start of the service, which waits for it, only a warning."""
     config = site.configure(platform.url)
     site.events.unlink()
     ((level, said),) = found(config, "event database events")
-    assert (level, said) == ("warn", f"{site.events} is not there")
-    assert cli.main(["check", "-c", config.path]) == 0
+    assert (level, said) == ("FAIL", f"{site.events} is not there")
+    assert cli.main(["check", "-c", config.path]) == 1
+    assert found(config, "event database events", network=False)[0][0] == "warn"
+    assert cli.main(["check", "--no-network", "-c", config.path]) == 0
 
 
 @pytest.mark.parametrize(

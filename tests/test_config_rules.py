@@ -117,6 +117,21 @@ MISTAKES = {
         endpoint(proxy="proxy:3128"),
         ["history_event.endpoints[0].proxy: must be an http:// or https:// address with a host"],
     ),
+    "several at once": (
+        endpoint(
+            compression="brotli",
+            auth={"bearer_file": "/a", "basic_file": "/b"},
+            tls={"key_file": "/k"},
+        )
+        + "\nretry: {base: 10s, cap: 1s, reject_after: 0}\n",
+        [
+            "history_event.endpoints[0].auth: holds bearer_file and basic_file, keep one of them",
+            "history_event.endpoints[0].compression: must be one of none, gzip",
+            "history_event.endpoints[0].tls.key_file: needs cert_file beside it",
+            "retry.base: must not be longer than cap",
+            "retry.reject_after: must be at least 1",
+        ],
+    ),
     "both kinds of auth": (
         endpoint(auth={"bearer_file": "/a", "basic_file": "/b"}),
         ["history_event.endpoints[0].auth: holds bearer_file and basic_file, keep one of them"],

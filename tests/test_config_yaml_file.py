@@ -18,8 +18,8 @@ SHIPPED = pathlib.Path(__file__).parent.parent / "uploader.yaml"
 
 
 HOSTILE = {
-    "empty": (b"", "is empty"),
-    "only comments": (b"# nothing\n", "is empty"),
+    "empty": (b"", "1: is empty"),
+    "only comments": (b"# nothing\n", "1: is empty"),
     "a list": (b"- a\n", "1: must be a mapping (key: value)"),
     "a word": (b"hello", "1: must be a mapping (key: value)"),
     "not UTF-8": (b"a: 1\nb: \xff\n", "2: is not UTF-8"),

@@ -246,15 +246,16 @@ def test_unknown_ids_are_named_when_looking_too(site, capsys):
     assert capsys.readouterr().err.count("no delivery has the id 77") == 2
 
 
-@pytest.mark.parametrize("action", ["retry", "discard"])
-def test_without_a_terminal_and_without_yes_nothing_is_changed(site, action, capsys, monkeypatch):
-    """Exit code 2 and the reason: a script has to say that it means it."""
+def test_without_a_terminal_nothing_is_given_up_unasked(site, capsys, monkeypatch):
+    """Exit code 2 and the reason: a script has to say that it means it. To retry harms nothing."""
     config = bury(site, 2)
     with open(os.devnull) as nothing:
         monkeypatch.setattr("sys.stdin", nothing)
-        assert run(config, action) == 2
-    assert "give --yes" in capsys.readouterr().err
-    assert site.account()["dead"] == 1
+        assert run(config, "discard") == 2
+        assert "give --yes" in capsys.readouterr().err
+        assert site.account()["dead"] == 1
+        assert run(config, "retry") == 0
+    assert (site.account()["dead"], site.account()["pending"]) == (0, 1)
 
 
 def test_on_a_terminal_it_asks_first(site):

@@ -8,6 +8,7 @@ import json
 import random
 import sqlite3
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Dict
@@ -324,3 +325,14 @@ def test_rows_written_during_the_run_are_left_or_sent_once(tmp_path: Path) -> No
         with closing(sqlite3.connect(site.events)) as database:
             held = [int(one) for (one,) in database.execute("SELECT identity_id FROM event")]
     assert sorted(numbers(platform)) == held
+
+
+def test_what_is_too_young_waits_for_another_time(tmp_path: Path) -> None:
+    """Rows that source.settle keeps back are there and not delivered: 75, and no event is sent."""
+    site = Site(tmp_path)
+    now = int(time.time() * 1000)
+    site.add(event(1, timestamp=now - 7_200_000), event(2, timestamp=now))
+    with Server() as platform:
+        assert run_once(site.configure(platform.url, source={"settle": "1h"})) == 75
+        assert numbers(platform) == [1]
+        assert run_once(site.configure(platform.url)) == 0

@@ -114,7 +114,7 @@ def test_what_is_no_regular_file(folder: Path) -> None:
     assert read_picture(str(folder), "folder", None) == JPEG
 
 
-@pytest.mark.parametrize("name", ["gone", "a\0b", "x" * 1000, "x" * 5000, "\ud800", "a/b/c"])
+@pytest.mark.parametrize("name", ["gone", "a\0b", "x" * 1000, "\ud800", "a/b/c"])
 def test_what_is_not_there(folder: Path, name: str) -> None:
     """Whatever a row holds as a name, the worst that happens is a reason."""
     refused(read_picture(str(folder), name, MIDNIGHT))
@@ -144,11 +144,24 @@ def test_a_column_that_holds_the_picture_itself(folder: Path) -> None:
         base64.b64encode(JPEG).decode(),
         "data:image/jpeg;base64," + base64.b64encode(JPEG * 100).decode(),
         base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(100)).decode(),
+        base64.b64encode(bytes(2000)).decode(),  # of a kind nobody knows, but no name either
     ):
         assert read_picture(str(folder), text, None) == text
     name = "iVBORw0KGgo" + "A" * 60
     put(folder / name)
     assert read_picture(str(folder), name, None) == JPEG
+
+
+def test_a_name_may_stand_in_a_blob(folder: Path, tmp_path: Path) -> None:
+    """MySQL gives BLOB columns as bytes, whatever they hold; a picture in them stays one."""
+    events = sqlite_events(tmp_path / "event.db")
+    events.create({"reg_pic": {"": "BLOB"}, "spot_pic": {"": "BLOB"}})
+    put(folder / "one.jpg")
+    short = b"\xff\xd8 short"
+    events.add([event(1, reg_pic=b"one.jpg", spot_pic=short)])
+    with closing(open_source(events.source(pictures_dir=str(folder)))) as source:
+        (row,) = source.rows([1], ["reg_pic", "spot_pic"], 2**20).rows
+    assert (row.values["reg_pic"], row.values["spot_pic"]) == (JPEG, short)
 
 
 def test_a_source_with_pictures_dir(folder: Path, tmp_path: Path) -> None:

@@ -116,7 +116,8 @@ def test_the_keys_and_their_kinds_are_those_of_the_contract(site, capsys):
         "behind": "number", "generation": "number", "error": "NoneType",
     }  # fmt: skip
     assert shape(endpoint) == {
-        "name": "str", "kind": "str", "url": "str", "state": "str", "since": "str",
+        "name": "str", "kind": "str", "url": "str", "state": "str", "configured": "bool",
+        "since": "str",
         "pending": "number", "delivered": "number", "dead": "number", "dead_reason": "NoneType",
         "lost": "number", "oldest_pending_s": "number", "deleted_in_s": "NoneType",
         "last_delivered": "NoneType",
@@ -205,6 +206,29 @@ def test_the_account_balances_and_names_the_commonest_reason_of_death(site, caps
     assert found["source"]["generation"] == 2
 
 
+@pytest.mark.parametrize("waiting", [True, False], ids=["something waits", "nothing waits"])
+def test_an_outage_of_another_process_is_over_when_this_one_delivers(site, capsys, waiting):
+    """The state that a process left behind does not outlive the next one's success."""
+    site.add(1, 2)
+    with Server(Reply(503)) as platform:
+        config = site.configure(platform.url)
+        with Uploader(config) as uploader:
+            uploader.run_for(5)
+        assert told(config, capsys)["endpoints"][0]["state"] == "retrying"
+        if not waiting:
+            cli.main(["outbox", "list", "-c", config.path])
+            site.remove()
+            with Uploader(config) as uploader:
+                uploader.run_for(300)
+        platform.script = Reply()
+        with Uploader(config) as uploader:
+            uploader.run()
+    capsys.readouterr()
+    (endpoint,) = told(config, capsys)["endpoints"]
+    assert (endpoint["state"], endpoint["pending"]) == ("ok", 0)
+    assert (endpoint["last_error"], endpoint["next_attempt"], endpoint["since"]) == (None,) * 3
+
+
 def test_the_place_is_that_of_the_endpoint_furthest_behind(site, capsys):
     """One that was added later decides how far behind the source is."""
     site.add(1, 2, 3)
@@ -239,8 +263,11 @@ def test_an_endpoint_that_left_the_configuration_shows_while_it_has_something(si
         deliver(config)
         assert [(e["name"], e["state"]) for e in told(config, capsys)["endpoints"]] == [
             ("renamed", "ok"),
-            ("p0", "not configured"),
+            ("p0", "paused"),
         ]
+        left = told(config, capsys)["endpoints"][1]
+        assert (left["configured"], left["next_attempt"]) == (False, None)
+        assert "no longer in uploader.yaml" in left["last_error"]
         lock = Lock(config.outbox.path)
         lock.acquire("daemon")
         later = status.collect(config, time.time() + 2 * text.LATE)

@@ -14,6 +14,7 @@ import yaml
 
 from se3_uploader import config
 from se3_uploader.config import rules
+from se3_uploader.config.formats import FORMATS
 from tests.config_files import write
 
 TOP = pathlib.Path(__file__).parent.parent
@@ -101,7 +102,7 @@ def test_another_profile_takes_effect_in_the_shipped_file(tmp_path):
 def test_every_format_of_the_schema_has_its_rule():
     """A format without a rule would let everything pass."""
     named = set(re.findall(r'"format": "([^"]+)"', rules.SCHEMA.read_text("utf-8")))
-    assert named == set(rules.FORMATS)
+    assert named == set(FORMATS)
 
 
 def test_the_reference_is_up_to_date():

@@ -7,7 +7,7 @@ import time
 from typing import Callable, List, Sequence, TypeVar
 
 from .. import __version__
-from ..config import rules
+from ..config.formats import FORMATS
 from . import times
 
 MOST_IN_DEMO = 20_000
@@ -188,7 +188,7 @@ def _time(text: str) -> float:
 
 def _url(text: str) -> str:
     try:
-        rules.FORMATS["source-url"](text)
+        FORMATS["source-url"](text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text

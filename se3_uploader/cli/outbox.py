@@ -274,6 +274,8 @@ def _confirmed(options: argparse.Namespace, question: str) -> Optional[int]:
     """Ask whether to go on; None to do so, else the exit code."""
     if options.yes:
         return None
+    if not sys.stdin.isatty() and options.action == "retry":
+        return None  # there is nobody to ask, and nothing is given up
     if not sys.stdin.isatty():
         _complain("there is no terminal to ask on: give --yes if that is what you want")
         return USAGE

@@ -8,7 +8,7 @@ from typing import Any, Iterator, List, Mapping, Optional, Tuple
 from rich.console import RenderableType
 from rich.text import Text
 
-from ..status import COUNTED, EXPIRY, NOT_CONFIGURED
+from ..status import COUNTED, EXPIRY
 from ..units import counted, format_duration, format_size
 from .terminal import BAD, GOOD, WORRYING, Line, clock, grid
 
@@ -48,7 +48,7 @@ def answer(status: Mapping[str, Any], now: float) -> Tuple[str, str]:
         )
     if status["source"]["error"]:
         return f"NO new events: the event database cannot be read: {status['source']['error']}", BAD
-    away = [e for e in status["endpoints"] if e["state"] in ("retrying", "paused")]
+    away = [e for e in status["endpoints"] if e["configured"] and e["state"] != "ok"]
     for endpoint in sorted(away, key=lambda e: (e["kind"] != "history_event", e["state"])):
         what = "events" if endpoint["kind"] == "history_event" else "status reports"
         return (
@@ -63,7 +63,7 @@ def answer(status: Mapping[str, Any], now: float) -> Tuple[str, str]:
                 f" {endpoint['name']}: {endpoint['dead_reason']}. Look: se3-uploader outbox list",
                 WORRYING,
             )
-        if endpoint["state"] == NOT_CONFIGURED and endpoint["pending"]:
+        if not endpoint["configured"] and endpoint["pending"]:
             return (
                 f"Events arrive, but {counted(endpoint['pending'], 'event')} kept for"
                 f" {endpoint['name']}, which is no longer in uploader.yaml",
@@ -95,7 +95,7 @@ def _endpoint(found: Mapping[str, Any], status: Mapping[str, Any], now: float) -
     lines = [("to", Text(found["url"])), ("state", _state(found, now))]
     if found["last_error"]:
         lines.append(("because", Text(found["last_error"])))
-    if found["next_attempt"] and found["state"] != NOT_CONFIGURED:
+    if found["next_attempt"]:
         wait = _epoch(found["next_attempt"]) - now
         soon = f"in {format_duration(wait)}" if wait > 0 else "now"
         lines.append(
@@ -120,13 +120,14 @@ def _endpoint(found: Mapping[str, Any], status: Mapping[str, Any], now: float) -
 
 
 def _state(found: Mapping[str, Any], now: float) -> Text:
+    if not found["configured"]:
+        return Text("out of use", style=WORRYING)
     since = _for_how_long(found, now)
     tried = found["delivered"] or found["last_delivered"]
     return {
         "ok": Text("takes deliveries", style=GOOD) if tried else Text("nothing was sent yet"),
         "retrying": Text(f"does not answer{since}, tried again", style=WORRYING),
         "paused": Text(f"refuses deliveries{since}, probed slowly", style=BAD),
-        NOT_CONFIGURED: Text("no longer in uploader.yaml, nothing is sent", style=WORRYING),
     }[found["state"]]
 
 

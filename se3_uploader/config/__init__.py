@@ -257,10 +257,17 @@ def load(path: str) -> Config:
     source = document.data.get("source") if isinstance(document.data, dict) else None
     profile: Mapping[str, Any] = {}
     if isinstance(source, dict) and isinstance(source.get("profile", "se3"), str):
+        ours = sorted(path.stem for path in PROFILES.glob("*.yaml"))
+        name = source.get("profile", "se3")
+        place = PROFILES / f"{name}.yaml" if name in ours else pathlib.Path(path).parent / name
         try:
-            profile = _profile(source.get("profile", "se3"), pathlib.Path(path).parent)
+            read = _read(str(place))
         except ConfigError as error:
-            problems += error.problems
+            why = f"{error.problems[0]}; it takes {', '.join(ours)} or the path of a file"
+            problems += document.report({("source", "profile"): why})
+        else:
+            problems += rules.check_profile(read)
+            profile = read.data
     if problems:
         raise ConfigError(problems)
     return _config(path, {**document.data, "source": _merged(profile, document.data["source"])})
@@ -271,22 +278,6 @@ def _read(path: str) -> yaml_file.Document:
         return yaml_file.read(path)
     except yaml_file.Unreadable as error:
         raise ConfigError([str(error)]) from None
-
-
-def _profile(name: str, folder: pathlib.Path) -> Mapping[str, Any]:
-    """The keys of a profile, by the name of one of ours or by its path; raises ConfigError."""
-    ours = sorted(path.stem for path in PROFILES.glob("*.yaml"))
-    path = PROFILES / f"{name}.yaml" if name in ours else folder / name
-    try:
-        document = _read(str(path))
-    except ConfigError as error:
-        hint = f" (source.profile takes {', '.join(ours)} or the path of a file)"
-        raise ConfigError([problem + hint for problem in error.problems]) from None
-    problems = rules.check_profile(document)
-    if problems:
-        raise ConfigError(problems)
-    keys: Mapping[str, Any] = document.data
-    return keys
 
 
 def _merged(profile: Mapping[str, Any], source: Mapping[str, Any]) -> Dict[str, Any]:

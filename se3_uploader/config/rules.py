@@ -11,9 +11,10 @@ import json
 import pathlib
 import re
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from .. import units
+from .formats import FORMATS
 from .yaml_file import Document, Path, Problems
 
 SCHEMA = pathlib.Path(__file__).with_name("schema.json")
@@ -24,21 +25,28 @@ Found = Iterator[Tuple[Path, str]]
 def check_config(document: Document) -> List[str]:
     """Every problem of a whole uploader.yaml, its profile aside, as ``file:line: key: text``."""
     problems = _problems(document, schema())
-    endpoints: List[Tuple[Path, Mapping[str, Any]]] = []
+    named: List[Tuple[Path, Mapping[str, Any]]] = []
     for section in ("history_event", "device_status"):
         for place, endpoint in enumerate(_list(document.data, section, "endpoints")):
             at: Path = (section, "endpoints", place)
-            if _sound(at, problems):
-                endpoints.append((at, endpoint))
-                _add(problems, at, _endpoint_problems(endpoint))
-                if section == "history_event" and _sound((section, "pictures"), problems):
-                    general = document.data[section].get("pictures")
-                    _add(problems, at, _picture_problems(endpoint, general))
-    _add(problems, (), _name_problems(endpoints))
-    for section, rule in (("source", _source_problems), ("retry", _retry_problems)):
-        if _sound((section,), problems):
-            _add(problems, (section,), rule(document.data.get(section, {})))
-    if _sound(("source",), problems) and _sound(("outbox",), problems):
+            for keys, rule in _ENDPOINT_RULES.items():
+                if _all_sound(at, keys, problems):
+                    _add(problems, at, rule(endpoint))
+            if _all_sound(at, ("name", "url"), problems):
+                named.append((at, endpoint))
+            if (
+                section == "history_event"
+                and _sound((section, "pictures"), problems)
+                and _all_sound(at, ("url", "allow_plaintext", "pictures"), problems)
+            ):
+                general = document.data[section].get("pictures")
+                _add(problems, at, _picture_problems(endpoint, general))
+    _add(problems, (), _name_problems(named))
+    if _all_sound(("source",), ("table", "query"), problems):
+        _add(problems, ("source",), _source_problems(document.data.get("source", {})))
+    if _all_sound(("retry",), ("base", "cap"), problems):
+        _add(problems, ("retry",), _retry_problems(document.data.get("retry", {})))
+    if _sound(("source", "lookback"), problems) and _sound(("outbox", "keep_delivered"), problems):
         _add(problems, (), _lookback_problems(document.data))
     devices = _list(document.data, "device_status", "sub_devices")
     if _sound(("device_status", "sub_devices"), problems):
@@ -146,144 +154,7 @@ def _meant(word: str, known: Sequence[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-# --- formats: each raises ValueError with the sentence to tell ---
-
-
-def _word(value: str) -> None:
-    if not re.fullmatch(r"\S+", value):
-        raise ValueError("must be one word, without white space")
-
-
-def _name(value: str) -> None:
-    if not (0 < len(value) <= 200 and value.isprintable() and value == value.strip()):
-        raise ValueError("must be a name on one line, at most 200 characters, no space around it")
-
-
-def _mac(value: str) -> None:
-    if value != "auto" and not re.fullmatch(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", value):
-        raise ValueError("must be auto or a MAC address such as e0:a5:09:00:0e:6d")
-
-
-def _ip_address(value: str) -> None:
-    try:
-        ipaddress.ip_address(value)
-    except ValueError:
-        raise ValueError("must be a literal IP address such as 192.168.1.101") from None
-
-
-def _positive_duration(value: Any) -> None:
-    if units.duration(value) == 0:
-        raise ValueError("must be longer than 0, for example 20s")
-
-
-def _probe(value: str) -> None:
-    kind, _, argument = value.partition(":")
-    if kind == "tcp" and _is_port(argument):
-        return
-    if kind == "seen" and argument:
-        _positive_duration(argument)
-    elif value != "none":
-        raise ValueError("must be tcp:PORT, seen:DURATION or none, for example tcp:80 or seen:10m")
-
-
-def _listen(value: str) -> None:
-    host, _, port = value.rpartition(":")
-    if not _is_port(port) or not re.fullmatch(r"\[[0-9A-Fa-f:.]+\]|[\w.-]+", host):
-        raise ValueError("must be HOST:PORT, for example 127.0.0.1:9529")
-
-
-def _is_port(text: str) -> bool:
-    return bool(re.fullmatch(r"[1-9][0-9]{0,4}", text)) and int(text) < 65536
-
-
-def _http_url(value: str) -> SplitResult:
-    try:
-        url = urlsplit(value)
-        # Reading the port is what checks it.
-        good = url.scheme in ("http", "https") and url.hostname and url.port != 0
-    except ValueError:
-        good = False
-    if not good or re.search(r"[\s\\]", value) or not value.isprintable():
-        raise ValueError("must be an http:// or https:// address with a host")
-    return url
-
-
-def _endpoint_url(value: str) -> None:
-    if "@" in _http_url(value).netloc:
-        raise ValueError("must not hold credentials, put them into a file and name it under auth")
-
-
-def _proxy_url(value: str) -> None:
-    _http_url(value)
-
-
-def _source_url(value: str) -> None:
-    scheme, separator, rest = value.partition("://")
-    known = ("sqlite", "mysql", "postgresql", "mongodb")
-    other = {"mariadb": "mysql", "postgres": "postgresql", "sqlite3": "sqlite"}.get(scheme)
-    if other and separator:
-        raise ValueError(f"must begin with {other}:// in place of {scheme}://")
-    if scheme not in known or not separator:
-        raise ValueError(f"must begin with one of {', '.join(f'{name}://' for name in known)}")
-    if scheme == "sqlite" and (not re.match(r"/[^?]", rest) or rest.startswith("/:memory:")):
-        raise ValueError("must name a file: sqlite:///PATH, with four slashes if PATH is absolute")
-    if scheme != "sqlite" and not re.match(r"[^/?]*/[^/?]", rest):
-        raise ValueError(f"must name a database: {scheme}://USER:PASSWORD@HOST/DATABASE")
-
-
-_RESERVED = {
-    "accept-encoding", "connection", "content-encoding", "content-length", "content-type",
-    "expect", "host", "idempotency-key", "keep-alive", "proxy-connection", "te", "trailer",
-    "transfer-encoding", "upgrade", "user-agent",
-}  # fmt: skip
-
-
-def _header_name(value: str) -> None:
-    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", value):
-        raise ValueError("is no name of a header, write one such as X-Site")
-    if value.lower() in ("authorization", "proxy-authorization"):
-        raise ValueError("holds credentials, put them into a file and name it under auth")
-    if value.lower() in _RESERVED:
-        raise ValueError("is set by the uploader itself, remove it")
-
-
-def _header_value(value: str) -> None:
-    if not re.fullmatch(r"[ -~]*", value) or value != value.strip():
-        raise ValueError("must be printable ASCII on one line, no space around it")
-
-
-def _format(
-    rule: Callable[[Any], object], kinds: Tuple[type, ...] = (str,)
-) -> Callable[[Any], bool]:
-    """A rule as jsonschema wants it: values of another type are left to the rule for types."""
-
-    def holds(value: object) -> bool:
-        if isinstance(value, kinds):
-            rule(value)
-        return True
-
-    return holds
-
-
-FORMATS: Dict[str, Callable[[Any], bool]] = {
-    "duration": _format(units.duration, (str, int, float)),
-    "positive-duration": _format(_positive_duration, (str, int, float)),
-    "size": _format(units.size, (str, int)),
-    "word": _format(_word),
-    "name": _format(_name),
-    "mac": _format(_mac),
-    "ip-address": _format(_ip_address),
-    "probe": _format(_probe),
-    "listen": _format(_listen),
-    "endpoint-url": _format(_endpoint_url),
-    "proxy-url": _format(_proxy_url),
-    "source-url": _format(_source_url),
-    "header-name": _format(_header_name),
-    "header-value": _format(_header_value),
-}
-
-
-# --- rules over more than one key; each gets a part that the schema found sound ---
+# --- rules over more than one key; the schema found those sound that a rule reads ---
 
 
 def _source_problems(source: Mapping[str, Any]) -> Found:
@@ -309,19 +180,32 @@ def _retry_problems(retry: Mapping[str, Any]) -> Found:
         yield ("base",), "must not be longer than cap"
 
 
-def _endpoint_problems(endpoint: Mapping[str, Any]) -> Found:
-    auth = _given(endpoint, "auth")
-    tls = _given(endpoint, "tls")
-    if len(auth) > 1:
+def _auth_problems(endpoint: Mapping[str, Any]) -> Found:
+    if len(_given(endpoint, "auth")) > 1:
         yield ("auth",), "holds bearer_file and basic_file, keep one of them"
+
+
+def _tls_problems(endpoint: Mapping[str, Any]) -> Found:
+    tls = _given(endpoint, "tls")
     if "key_file" in tls and "cert_file" not in tls:
         yield ("tls", "key_file"), "needs cert_file beside it"
-    if auth and _exposed(endpoint):
+
+
+def _token_problems(endpoint: Mapping[str, Any]) -> Found:
+    if _given(endpoint, "auth") and _exposed(endpoint):
         yield (
             ("url",),
             "would send a token or password unencrypted to a public address: use https://, "
             "or set allow_plaintext: true",
         )
+
+
+_ENDPOINT_RULES: Mapping[Tuple[str, ...], Callable[[Mapping[str, Any]], Found]] = {
+    ("auth",): _auth_problems,
+    ("tls",): _tls_problems,
+    ("url", "auth", "allow_plaintext"): _token_problems,
+}
+"""The keys that a rule reads, all of which must be sound -> the rule."""
 
 
 def _picture_problems(endpoint: Mapping[str, Any], general: Optional[Mapping[str, Any]]) -> Found:
@@ -374,6 +258,10 @@ def _add(problems: Problems, at: Path, found: Found) -> None:
 def _sound(at: Path, problems: Mapping[Path, str]) -> bool:
     """Nothing is wrong at a place, above it or below it."""
     return not any(path[: len(at)] == at[: len(path)] for path in problems)
+
+
+def _all_sound(at: Path, keys: Iterable[str], problems: Mapping[Path, str]) -> bool:
+    return all(_sound((*at, key), problems) for key in keys)
 
 
 def _list(data: Any, section: str, key: str) -> List[Any]:

@@ -69,7 +69,7 @@ def read(path: str) -> Document:
         raise Unreadable(f"{file}:{line}: holds a number or an escape beyond all bounds") from None
     if node is None:
         raise Unreadable(
-            f"{file}: is empty, start from the uploader.yaml that comes with the package"
+            f"{file}:1: is empty, start from the uploader.yaml that comes with the package"
         )
     lines: Dict[Path, int] = {(): 1}
     problems: Problems = {}

@@ -17,7 +17,7 @@ import orjson
 
 from .. import payload, policy
 from ..config import Config, Endpoint
-from ..outbox import PENDING, REPORTS, Entry, Outbox, OutboxError
+from ..outbox import PENDING, REPORTS, EndpointState, Entry, Outbox, OutboxError
 from ..source import Source
 from .courier import Courier
 from .intake import Intake
@@ -88,6 +88,9 @@ class Engine:
             queues.append(queue)
             if endpoint.kind == "device_status" and self.config.device_status.keep == "latest":
                 self._outbox.forget_reports(number)
+            if not self._outbox.pending(number, 1, set()):
+                # How it fared in another process is no news, and nothing is there to try it with.
+                self._recorder.set_state(number, EndpointState(policy.OK, None, None, None))
         self._intake = Intake(self.config, self._source, self._recorder, queues)
         self.queues = queues
         self._courier = Courier(
@@ -194,9 +197,9 @@ class Engine:
         """Copy payloads of an endpoint that is away; True when there may be more at once."""
         if not queue.is_events or queue.well or queue.health.failures < AT_RISK:
             return False
-        if self._clock.monotonic() < queue.copy_at or not self._has_room_for_copies():
+        if self._clock.monotonic() < queue.copy_at:
             return False
-        done = self._courier.copy_some(queue, COPIES)
+        done = self._courier.copy_some(queue, COPIES, self._room_for_copies())
         if not done:
             queue.copy_at = self._clock.monotonic() + max(1.0, self.config.source.poll_interval)
         return done > 0
@@ -204,19 +207,18 @@ class Engine:
     def copy_all(self) -> None:
         """Copy every payload that is still pending, as far as the bounds of the outbox allow."""
         for queue in self.queues:
-            while queue.is_events and self._has_room_for_copies():
-                if not self._courier.copy_some(queue, COPIES):
+            while queue.is_events:
+                if not self._courier.copy_some(queue, COPIES, self._room_for_copies()):
                     break
 
-    def _has_room_for_copies(self) -> bool:
-        """Do the bounds of the outbox allow another copy (max_size, min_free_disk)?"""
-        if self._outbox.copied_bytes >= self.config.outbox.max_size:
-            return False
+    def _room_for_copies(self) -> int:
+        """Bytes that the bounds of the outbox leave for copies (max_size, min_free_disk)."""
         try:
             disk = os.statvfs(os.path.dirname(os.path.abspath(self._outbox.path)))
         except OSError:
-            return False
-        return disk.f_bavail * disk.f_frsize >= self.config.outbox.min_free_disk
+            return 0
+        above = disk.f_bavail * disk.f_frsize - self.config.outbox.min_free_disk
+        return max(0, min(self.config.outbox.max_size - self._outbox.copied_bytes, above))
 
     # Reports
 
@@ -244,7 +246,7 @@ class Engine:
 
     def _replaceable(self, queue: Queue) -> Optional[Entry]:
         keeps_all = self.config.device_status.keep == "all" and not self._recorder.is_full
-        if keeps_all and self._has_room_for_copies():
+        if keeps_all and self._room_for_copies():
             return None
         flying = {id(flight.entry) for flight in queue.flights.values()}
         ready = {id(entry) for entry, _ in queue.ready}
@@ -268,6 +270,10 @@ class Engine:
             and not any(queue.seen for queue in self.queues)
             and all(q.is_idle() and q.caught_up for q in self.queues if q.is_events)
         )
+
+    def unsettled(self) -> bool:
+        """Does the source hold rows that are still too young to be taken in (source.settle)?"""
+        return self._intake.unsettled()
 
     def summary(self) -> str:
         """One line for people: what is pending, and which endpoint is away since when."""

@@ -190,8 +190,11 @@ class Courier:
             self._end_dead(queue, entry, f"unusable: {unusable}")
             return None
 
-    def copy_some(self, queue: Queue, limit: int) -> int:
-        """Copy payloads that are at risk, oldest first; returns how many were dealt with."""
+    def copy_some(self, queue: Queue, limit: int, room: int) -> int:
+        """Copy payloads that are at risk, oldest first; returns how many were dealt with.
+
+        room: bytes that they may take.
+        """
         self._recorder.write()
         if self._recorder.error:
             return 0
@@ -202,7 +205,13 @@ class Courier:
             ]
             bodies = queue.bodies()
             fetched = self._intake.fetch(queue, [e for e in entries if id(e) not in bodies])
-            done = sum(self._copy(queue, e, bodies.get(id(e)), fetched) for e in entries)
+            done = 0
+            for entry in entries:
+                taken = self._copy(queue, entry, bodies.get(id(entry)), fetched, room)
+                if taken is None:
+                    break
+                room -= taken
+                done += 1
         except SourceError:
             return 0
         except OutboxError as error:
@@ -211,17 +220,21 @@ class Courier:
         self._recorder.write()
         return done
 
-    def _copy(self, queue: Queue, entry: Entry, body: Optional[bytes], found: Fetched) -> bool:
+    def _copy(
+        self, queue: Queue, entry: Entry, body: Optional[bytes], found: Fetched, room: int
+    ) -> Optional[int]:
+        """Deal with one entry; returns the bytes of its copy, None where it could not be made."""
         if body is None and entry.key in found.missing:
             self._lose(queue, entry, DELETED)
-            return True
+            return 0
         if body is None and entry.key in found.rows:
             body = self._build(queue, entry, found.rows[entry.key])
             if body is None:
-                return True
-        if body is not None:
-            self._recorder.keep_body(entry, body)
-        return body is not None
+                return 0
+        if body is None or len(body) > room:
+            return None
+        self._recorder.keep_body(entry, body)
+        return len(body)
 
     def _lose(self, queue: Queue, entry: Entry, reason: str) -> None:
         self._tell_end("an event is lost", queue, reason)
@@ -350,8 +363,9 @@ class Courier:
         One failed round is no outage yet.
         """
         after, name = queue.health, queue.endpoint.name
-        if after.state == before.state and after.failures == before.failures:
+        if queue.stated and (after.state, after.failures) == (before.state, before.failures):
             return
+        queue.stated = True
         now, wall = self._monotonic(), self._wall()
         wait = max(0.0, after.next_attempt - now)
         next_attempt = wall + wait if after.error else None

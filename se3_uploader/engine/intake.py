@@ -245,6 +245,16 @@ class Intake:
         is_counter = isinstance(position, int) and not self._is_by_time
         return not self._source.ordered and not is_counter and self._start == "earliest"
 
+    def unsettled(self) -> bool:
+        """Does the source hold rows behind the place that source.settle keeps back?"""
+        if not self._config.settle:
+            return False
+        try:
+            return any(self._source.count(queue.cursor.position, 1) for queue in self._queues)
+        except SourceError as error:
+            self._failed(error)
+            return False
+
     def cover(self, until: float) -> Optional[float]:
         """Hand the recorder what may be written of all events seen (Queue.cover).
 

@@ -99,6 +99,8 @@ class Queue:
     """They are to be raised, as soon as the outbox can be written."""
     copy_at: float = 0.0
     """When payloads at risk are looked for again."""
+    stated: bool = False
+    """Does the outbox say how the endpoint fares now, and not how it fared in another process?"""
     certificate: Optional[float] = None
     """End of the platform's certificate as it was recorded last."""
     told: Optional[float] = None

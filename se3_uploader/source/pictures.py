@@ -14,12 +14,27 @@ from ..payload import Unreadable
 MAX_BYTES = 16 * 1024**2
 """The largest picture that is read; a larger one is Unreadable."""
 
+LONGEST_NAME = 1024
+"""Characters of a path that is looked for."""
+
 TOO_LARGE = Unreadable(f"is larger than {MAX_BYTES // 1024**2} MiB")
 
 _SUFFIXES = ("", ".jpg", ".jpeg", ".png")
 _DATE_FOLDERS = ("%Y-%m-%d", "%Y%m%d", "%Y/%m/%d")
 _BASE64_IMAGE = re.compile(r"(data:image/|/9j/|iVBORw0KGgo|UklGR|Qk)[A-Za-z0-9+/=;:,\-_.\s]{60,}")
 """The text of a JPEG, PNG, WebP or BMP, or a data: URL; asked only where no file was found."""
+
+
+def name_of(value: object) -> str:
+    """The name of a picture that a column holds, as text or as its bytes; "" for anything else."""
+    if isinstance(value, (bytes, bytearray, memoryview)) and len(value) <= LONGEST_NAME:
+        try:
+            value = bytes(value).decode()
+        except UnicodeDecodeError:
+            return ""
+        if not value.isprintable():
+            return ""
+    return value if isinstance(value, str) else ""
 
 
 def read_picture(
@@ -34,8 +49,9 @@ def read_picture(
     returned as it stands.
     """
     root = os.path.realpath(folder)
-    if len(name) > 1024 or "\0" in name:
-        return name if _BASE64_IMAGE.match(name) else Unreadable("is no usable file name")
+    if len(name) > LONGEST_NAME or "\0" in name:
+        # Too long for a name, so it is the picture, or nothing.
+        return Unreadable("is no usable file name") if "\0" in name else name
     for base in (os.path.abspath(folder), root):
         if os.path.isabs(name) and name.startswith(base + "/"):
             name = name[len(base) + 1 :]

@@ -23,7 +23,7 @@ from typing import (
 from .. import config, payload
 from ..payload.columns import DEVICE_FIELDS
 from . import Key, Ref
-from .pictures import read_picture
+from .pictures import name_of, read_picture
 
 MAX_SUB_DEVICES = 1000
 """How many rows of a table of capture devices are read."""
@@ -103,8 +103,8 @@ class RowMaker:
         if self._pictures_dir is None:
             return values
         for field, path in self.columns.pictures.items():
-            name = payload.lookup(values, path)
-            if field in pictures and isinstance(name, str) and name:
+            name = name_of(payload.lookup(values, path))
+            if field in pictures and name:
                 picture = read_picture(self._pictures_dir, name, self.moment(values))
                 _put(values, path.split("."), picture)
         return values
