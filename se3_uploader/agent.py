@@ -236,17 +236,18 @@ class Daemon:
 
     def _report_step(self, now: float) -> float:
         """Start and hand on reports; returns when the next one is due (monotonic seconds)."""
+        handed_on = bool(self._reports)
         while self._reports:
             report = self._reports.popleft()
             self._engine.report(report.payload)
             self._tell_problems([*self._source_problems, *report.problems])
         if self._reader is None:
-            return float("inf")
+            return now if handed_on else float("inf")
         if now >= self._beat:
             interval = self.config.device_status.interval
             self._beat = device_status.next_beat(self._started, interval, now)
             self._collect("online")
-        return self._beat
+        return now if handed_on else self._beat
 
     def _collect(self, status: str) -> None:
         if self._reader is None or (self._collecting and self._collecting.is_alive()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import stat
@@ -87,6 +88,16 @@ def test_a_wrong_method_is_answered_405(receiver: Receiver) -> None:
     assert (answer.status_code, "POST" in answer.headers["Allow"]) == (405, True)
     assert answer.headers["Content-Type"].startswith("text/plain")
     assert requests.post(receiver.url + "/", timeout=5).status_code == 405
+
+
+def test_the_page_shows_events_without_javascript_too(receiver: Receiver) -> None:
+    """Names and pictures stand in its HTML, whatever came in them is escaped."""
+    post(receiver, event(identity_name="</noscript><script>alert(1)</script>张伟"))
+    page = requests.get(receiver.url + "/", timeout=5).text
+    assert "张伟" in page
+    assert "<script>alert" not in page
+    (path,) = set(re.findall(r'src="(/picture/\d+/spot_pic)"', page))
+    assert requests.get(receiver.url + path, timeout=5).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/static/page.js", "/api/feed", "/picture/1/reg_pic", "/no"])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, Dict, Optional, Tuple
 from urllib.parse import urlsplit
 
-from flask import Flask, Response, abort, jsonify, request
+from flask import Flask, Response, abort, jsonify, render_template, request
 from werkzeug.exceptions import HTTPException, NotFound
 
 from . import intake
@@ -97,8 +97,8 @@ def create_app(store: Store, trouble: Trouble, stopping: threading.Event, local:
         return _receive("device_status", store.add_status, store, trouble, stopping)
 
     @app.get("/")
-    def page() -> Response:
-        return app.send_static_file("index.html")
+    def page() -> str:
+        return render_template("index.html", cards=map(event_card, store.latest_events(_CARDS)))
 
     @app.get("/api/feed")
     def feed() -> Response:
