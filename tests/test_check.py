@@ -179,6 +179,14 @@ def test_an_event_database_that_is_not_there(site, platform):
     assert cli.main(["check", "--no-network", "-c", config.path]) == 0
 
 
+def test_a_column_to_be_kept_that_is_not_there(site, platform):
+    """A misspelt name in ignore_columns would let the column leave the box."""
+    config = site.configure(platform.url, source={"ignore_columns": ["phon", "ep_id"]})
+    ((level, said),) = found(config, "event database events")
+    assert level == "FAIL"
+    assert said.startswith("phon: there is no such column")
+
+
 @pytest.mark.parametrize(
     ("sql", "text"),
     [

@@ -44,7 +44,8 @@ def run_demo(events: Optional[int], port: int, say: Callable[[str], None]) -> in
     say gets each line of what happens. Returns the exit code: 0 when all is well; with events, only
     if every one of them arrived intact and exactly once, and a device status too; else 1.
     """
-    absent = [name for name in ("flask", "waitress", "PIL") if not find_spec(name)]
+    modules = {"flask": "flask", "waitress": "waitress", "pillow": "PIL"}
+    absent = [package for package, module in modules.items() if not find_spec(module)]
     if absent:
         say(f"The demo needs {', '.join(absent)}, which is not installed: {EXTRAS}")
         return 1

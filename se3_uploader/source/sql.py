@@ -187,6 +187,11 @@ class SqlSource(ABC):
             if missing:
                 return missing
             found = self._make.problems(there)
+            found += [
+                f"{path}: there is no such column, and source.ignore_columns is to keep it here"
+                for path in sorted(self._make.columns.ignored)
+                if path.partition(".")[0] not in there
+            ]
             newest, _ = self._fetch(
                 database, self._sql.select([], self._sql.after(None), 1000, "DESC")
             )
