@@ -114,7 +114,7 @@ def test_a_missing_extra_is_named() -> None:
     code += "sys.exit(run_demo(1, 0, print))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert "PIL" in done.stdout
+    assert "pillow" in done.stdout
     assert "pip install 'se3-uploader[receiver,pictures]'" in done.stdout
 
 
