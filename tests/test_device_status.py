@@ -190,6 +190,7 @@ cells = st.none() | st.text() | st.binary() | st.integers() | st.floats() | st.b
 )
 @example(Reading(), [], [{"ep_ip": "\ud800", "ep_name": "\udc80"}], "string")
 @example(Reading(), [], [{"ep_ip": "a\nb"}], "object")
+@example(Reading(), [], [{"ep_ip": "\n192.168.1.5 "}], "object")
 def test_valid_in_every_case(
     state: Reading, configured: List[SubDevice], rows: List[Dict[str, Any]], ep_ext_data: str
 ) -> None:

@@ -96,6 +96,7 @@ def known_devices(
     devices: Dict[str, SubDevice] = {}
     from_table, problems = _devices_of_table(table_rows, columns)
     for device in [*configured, *from_table]:
+        device = replace(device, ep_ip=device.ep_ip.strip())
         if len(device.ep_ip.split()) != 1:
             problems.append("a capture device without an address (ep_ip) is not reported")
             continue
