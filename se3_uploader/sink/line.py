@@ -138,7 +138,7 @@ class Line:
     def _open(self) -> None:
         self._disconnect()
         self._fresh = True
-        self._reader = AnswerReader()
+        self._reader, self._early = AnswerReader(), None
         self.deadline = self._began + self._endpoint.timeout.total
         try:
             self._opening = Opening(self._endpoint, self._ways, self._loop, self._opened)
@@ -148,6 +148,7 @@ class Line:
     def _opened(self, opening: Opening) -> None:
         self._opening = None
         if opening.opened is None:
+            assert opening.fault is not None
             self._end(self._failed(opening.fault))
             return
         self._way, self._socket = opening.way, opening.opened.socket
@@ -179,9 +180,8 @@ class Line:
         assert self._delivery is not None
         head = self._way.head(self._delivery.key, len(self._body))
         self._rest = [memoryview(head), memoryview(self._body)]
-        self._is_sent, self._early = False, None
+        self._is_sent = False
         self._held, self._is_thin = len(head) + len(self._body), False
-        self._reader = AnswerReader()
         self._moved()
         self._send()
 
@@ -301,7 +301,7 @@ class Line:
         if reply is not None:
             self._finish(reply)
         else:
-            self._end(self._failed(explain(error, self._endpoint)))
+            self._end_by(error)
 
     def _finish(self, reply: Reply) -> None:
         accepted = reply.status < 300
@@ -311,11 +311,9 @@ class Line:
         if not reply.reusable or not self._is_sent:
             self._disconnect()
         if accepted and not self._is_sent:
-            cut_off = ConnectionAbortedError("the platform accepted what it had not read")
-            self._end(self._failed(explain(cut_off, self._endpoint)))
+            self._end_by(ConnectionAbortedError("the platform accepted what it had not read"))
         elif accepted and reply.broken and self._endpoint.accept:
-            # Whether the event was accepted stands in the body.
-            self._end(self._failed(explain(reply.broken, self._endpoint)))
+            self._end_by(reply.broken)  # whether the event was accepted stands in the body
         else:
             self._end(self._answer(reply))
 
@@ -329,8 +327,11 @@ class Line:
             seconds=time.monotonic() - self._began,
         )
 
-    def _failed(self, fault: Optional[Fault]) -> Answer:
-        kind, detail = fault or explain(Stopped(), self._endpoint)
+    def _end_by(self, error: Exception) -> None:
+        self._end(self._failed(explain(error, self._endpoint)))
+
+    def _failed(self, fault: Fault) -> Answer:
+        kind, detail = fault
         return Answer(fault=kind, detail=detail[:200], seconds=time.monotonic() - self._began)
 
     def _end(self, answer: Answer) -> None:
